@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import MethodType
 
 import pytest
 import timm
 import torch
-from builders import TINY, randomise
+from builders import TINY, named, randomise
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, TensorDataset
 
 import toolchain
+from toolchain.compress.submodule import Submodule
 from toolchain.errors import ModelError
+from toolchain.families import adapt
+from toolchain.progress import Progress
 from toolchain.recipe import CompressSection
 
 UNIFORM = CompressSection(allocation="uniform")
@@ -62,6 +69,40 @@ def test_the_callers_torch_has_no_part_in_what_comes_out(setting: str):
     torch.testing.assert_close(outputs(SETTINGS[setting]()), outputs(nullcontext()), rtol=2e-2, atol=2e-2)
 
 
+class Seen:
+    """Watches the precision of products while a model is shrunk."""
+
+    def __init__(self) -> None:
+        self.precisions = set[str]()
+
+    def at(self, share: float, text: str) -> None:
+        self.precisions.add(torch.get_float32_matmul_precision())
+
+
+def test_products_are_whole_whatever_a_gpu_is_told_to_do():
+    """torch.set_float32_matmul_precision, which trainers call for a GPU, makes newer CPUs multiply in bfloat16."""
+    seen = Seen()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        toolchain.shrink(vit(), pictures(), params=0.7, output="logits", compress=UNIFORM, progress=Progress(seen))
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen.precisions == {"highest"}
+
+
+def test_a_model_that_was_compiled_in_place_is_looked_into():
+    model = vit()
+    model.compile(backend="eager", fullgraph=True)
+    small, _ = toolchain.shrink(model, pictures(), params=0.7, output="logits", compress=UNIFORM)
+    assert small._compiled_call_impl is None
+
+
+def test_a_neighbour_may_be_compiled():
+    larger = nn.Sequential(vit(), torch.compile(nn.Linear(7, 7), backend="eager"))
+    assert Submodule.of(larger, "0").paths == ("0",)
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_checkpointing_of_blocks_hides_nothing_and_stays_on(name: str):
     swin = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
@@ -93,6 +134,51 @@ def test_a_head_that_was_taken_off_leaves_features(caplog: pytest.LogCaptureFixt
     model.head = nn.Identity()
     assert toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM).plan.model.output == "features"
     assert "taken for class logits" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("classes", "outputs", "meaning"), [(5, 1, "regression"), (0, 4, "logits"), (1, 4, "logits"), (5, 5, None)]
+)
+def test_a_head_that_was_put_on_says_what_the_outputs_are(classes: int, outputs: int, meaning: str | None):
+    """Once one number was held against another by a softmax, of which nothing can differ."""
+    model = vit(num_classes=classes)
+    model.head = nn.Linear(48, outputs)
+    small, plan = toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM)
+    assert plan.model.output == meaning
+    assert small(pictures()[0]).shape == (8, outputs)
+
+
+@pytest.mark.parametrize(("shuffle", "count"), [(True, 24), (False, 24), (False, 23)])
+def test_the_first_of_a_data_set_in_its_own_order_are_told(
+    shuffle: bool, count: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("toolchain.compress.witness.MOST", 23)
+    loader = DataLoader(TensorDataset(torch.cat(pictures())[:count]), batch_size=8, shuffle=shuffle)
+    toolchain.shrink(vit(), loader, params=0.7, compress=UNIFORM)
+    assert ("The first 23 of 24 images were read" in caplog.text) == (count == 24 and not shuffle)
+
+
+@pytest.mark.parametrize("features", [True, False])
+def test_a_classifier_that_was_never_trained_is_told(features: bool, caplog: pytest.LogCaptureFixture):
+    model = vit()
+    model.head.bias.data.zero_()
+    forward = (lambda images: model.forward_features(images)) if features else None  # noqa: PLW0108
+    toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM, forward=forward)
+    assert ("was never trained" in caplog.text) != features
+
+
+def test_a_head_that_was_put_on_may_be_declared():
+    model = vit(num_classes=0)
+    model.head = nn.Linear(48, 4)
+    _, plan = toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM, output="multi-label")
+    assert plan.model.output == "multi-label"
+
+
+def test_outputs_without_a_dimension_of_their_own_are_refused():
+    model = vit(num_classes=1)
+    model.head = nn.Sequential(model.head, nn.Flatten(0))
+    with pytest.raises(ModelError, match=r"gives \[1\] for one image, and \[1, numbers\] is wanted"):
+        toolchain.shrink(model, pictures(), params=0.7)
 
 
 def test_an_output_that_there_is_not_is_refused():
@@ -127,3 +213,73 @@ def test_a_method_or_a_block_that_a_copy_would_share_is_refused(change: Callable
     change(model)
     with pytest.raises(ModelError, match=message):
         toolchain.shrink(model, pictures(), params=0.7)
+
+
+def in_equal_heads(self: nn.Module, x: Tensor, **_: object) -> Tensor:
+    """Attention as it is often written anew, to see its weights: heads are as wide as the stream allows."""
+    batch, tokens, width = x.shape
+    parts = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+    mixed = nn.functional.scaled_dot_product_attention(*parts)
+    return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def test_a_forward_that_counts_on_the_widths_of_before_is_refused():
+    model = vit()
+    model.blocks[0].attn.forward = MethodType(in_equal_heads, model.blocks[0].attn)
+    with pytest.raises(
+        ModelError, match=r"is not what was decided: its outputs cannot be computed so .*take it off first"
+    ):
+        toolchain.shrink(model, pictures(), params=0.7, output="logits", compress=UNIFORM)
+
+
+def test_a_scale_that_somebody_changed_stays_as_it_was():
+    model = vit()
+    for block in model.blocks:
+        block.attn.fused_attn, block.attn.scale = False, 3 * block.attn.scale
+    small, _ = toolchain.shrink(model, pictures(), params=0.7, output="logits", compress=UNIFORM)
+    for block in small.blocks:
+        assert block.attn.head_dim < 16
+        assert block.attn.scale == pytest.approx(3 * block.attn.head_dim**-0.5)
+
+
+class Coded(nn.Module):
+    """A larger model whose first weights are codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+        self.body = vit()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+
+def test_images_have_the_type_of_the_first_weight_that_has_a_point():
+    model = Coded()
+    assert toolchain.shrink(model, pictures(), params=0.7, at="body", output="logits", compress=UNIFORM).model is model
+
+
+def test_a_model_that_no_call_runs_is_told_of_forward():
+    with pytest.raises(
+        ModelError, match=r'"forward" function\. Give images .*, or forward, a function that runs the model'
+    ):
+        toolchain.shrink(nn.ModuleDict({"student": vit()}), pictures(), params=0.7, at="student")
+
+
+def test_a_bias_that_timm_keeps_apart_learns_as_its_linear_does():
+    name, kwargs = named("BEiT")
+    part = timm.create_model(name, **kwargs)
+    part.cls_token.requires_grad_(False)
+    smaller = copy.deepcopy(part)
+    adapt(smaller)
+    filled = Submodule.of(part, "").fill(smaller)
+    assert filled.blocks[0].attn.qkv.bias.requires_grad
+    assert not filled.cls_token.requires_grad
+
+
+def test_what_averages_gradients_is_not_looked_into():
+    wrapper = DistributedDataParallel.__new__(DistributedDataParallel)  # a whole one needs a group of processes
+    nn.Module.__init__(wrapper)
+    wrapper.module = vit()
+    with pytest.raises(ModelError, match=r"the model is a DistributedDataParallel, .*shrink the module in it"):
+        toolchain.shrink(wrapper, pictures(), params=0.7, at="module")

@@ -95,6 +95,13 @@ def test_what_is_made_of_coordinates_alone_is_no_work_for_an_image(case):
     assert shape.params == sum(parameter.numel() for parameter in model.module.parameters())
 
 
+@pytest.mark.parametrize("head", [nn.Identity(), nn.Sequential(nn.Linear(64, 4))])
+def test_a_head_that_is_not_timms_is_no_classifier(head):
+    model = meta("swin_tiny_patch4_window7_224", **TINY_SWIN)
+    model.head = head
+    assert FAMILY.classifier(model) is None
+
+
 def test_what_is_left_alone_is_said():
     assert FAMILY.restrictions(variant("Swin").module) == []
     (reason,) = FAMILY_V2.restrictions(variant("Swin V2").module)

@@ -188,6 +188,12 @@ def test_an_unsupported_model_is_refused_with_the_reason(name, reason):
     assert caught.value.exit_code == 2
 
 
+def test_tokens_of_a_model_whose_head_was_taken_off_are_not_refused():
+    model = tiny(global_pool="")
+    model.head = nn.Identity()
+    assert FAMILY.refuses(model) is None
+
+
 def test_a_row_of_logits_per_token_is_refused():
     with pytest.raises(
         ModelError, match=r"tiny is not supported: .*a row of logits per token.*model\.kwargs\.num_classes to 0"

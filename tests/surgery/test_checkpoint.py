@@ -94,8 +94,45 @@ def test_a_table_of_positions_of_another_grid_is_refused_with_the_keyword_for_it
 
 
 def test_what_no_model_has_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ArtifactError, match=r"it also has aux\.weight; take out of the file what is not the model's"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"it also has aux\.weight; .* or take out of the file what the trained model does not compute with",
+    ):
         loaded({**weights(), "aux.weight": torch.zeros(3)}, tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("weight_orig", "weight_mask"), ("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")],
+)  # fmt: skip
+def test_parts_of_a_weight_are_to_be_joined(tmp_path, parts):
+    state = weights()
+    weight = state.pop("blocks.0.mlp.fc1.weight")
+    state |= {f"blocks.0.mlp.fc1.{part}": weight for part in parts}
+    with pytest.raises(ArtifactError, match=rf"fc1\.{parts[0]} is a part of a weight: join them .*prune\.remove"):
+        loaded(state, tmp_path / "a.pth")
+
+
+def narrower(state: dict[str, Tensor]) -> None:
+    for name, axis in (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)):
+        state[f"blocks.0.mlp.{name}"] = state[f"blocks.0.mlp.{name}"].narrow(axis, 0, 96)
+
+
+def split(state: dict[str, Tensor]) -> None:
+    weight = state.pop("blocks.1.attn.proj.weight")
+    state |= {"blocks.1.attn.proj.down.weight": weight[:8], "blocks.1.attn.proj.up.weight": weight[:, :8]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(narrower, r"blocks of different widths \(blocks\.\d\.mlp\.fc1"), (split, r"blocks\.1\.attn\.proj\.down\.weight instead")],
+)  # fmt: skip
+def test_a_model_that_was_made_smaller_is_no_dense_one(tmp_path, change, words):
+    """Once another width of all blocks was advised, which does not fit either."""
+    state = weights()
+    change(state)
+    with pytest.raises(ArtifactError, match=rf"it has {words}.* made smaller; use its dense weights"):
+        loaded(state, tmp_path / "a.pth")
 
 
 def test_a_wrapper_in_the_middle_of_names(tmp_path):
@@ -496,6 +533,9 @@ def test_a_folder_says_what_to_name(tmp_path):
     save_file(weights(), folder / "model.safetensors")
     with pytest.raises(StorageError, match=r"is a folder; name a file in it: model\.safetensors"):
         read_checkpoint(folder)
+    (folder / ".metadata").touch()
+    with pytest.raises(StorageError, match=r"is a folder; torch saved it in parts: join them with .*dcp_to_torch"):
+        read_checkpoint(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(StorageError, match=r"is a folder; set model\.name = 'local-dir:.*hub'"):
         read_checkpoint(folder)
@@ -513,6 +553,7 @@ def archive(path: Path) -> None:
         ("a.pth", archive, "is a NumPy archive"),
         ("a.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "is a file of Keras"),
         ("a.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid x"), "a pointer of Git LFS"),
+        ("a.gguf", lambda path: path.write_bytes(b"GGUF\3\0\0\0"), "is a GGUF file, of quantised weights"),
         ("a.onnx", lambda path: path.write_bytes(b"\x08\x0a"), "is a graph and not a checkpoint"),
         ("model.safetensors.index.json", lambda path: path.write_text("{}"), "is JSON and not a checkpoint"),
         ("recipe.toml", lambda path: path.write_text("[model]\n"), "is TOML and not a checkpoint; a recipe is carried out by `slimvit run`"),

@@ -9,7 +9,7 @@ quadratic in the error, so that the ratio of the two changes slowly.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ from toolchain.surgery.factorised import replace_module
 from toolchain.surgery.scales import fold_scales
 
 WAY_ROUNDING = 1e-3
-"""Largest allowed difference between calling the model and running its blocks in turn, in units of the largest output."""
+"""Largest allowed difference between two ways to the same outputs, in units of the largest."""
 WORST = 1e6
 """Damage in nats that is assumed for a width whose output is not finite."""
 
@@ -67,20 +67,24 @@ def require_way(teacher: Teacher, name: str, images: Dataset[tuple[Tensor, int]]
     """
     dense, first = teacher.module, teacher.family.blocks(teacher.module)[0].path
     expected = parts_of(outputs_of(dense, images))
-    try:
-        outputs = finish(teacher, first_residual(dense, first, images), way_through(teacher))
-        errors = [
-            float((y - z).abs().max() / y.abs().max().clamp_min(1e-12)) for y, z in zip(expected, outputs, strict=True)
-        ]
-        fault = f"differ by {max(errors):.1e} of the largest" if max(errors) > WAY_ROUNDING else ""
-    except RuntimeError as error:
-        fault = f"cannot be computed so ({str(error).partition(chr(10))[0]})"
-    if fault:
+    if fault := difference(
+        expected, lambda: finish(teacher, first_residual(dense, first, images), way_through(teacher))
+    ):
         raise ModelError(
             f"{name} does more than its blocks say: computed by them alone its outputs {fault}. Compression would be "
             f"wrong. A subclass of timm's {type(dense).__name__} with steps of its own needs a family of its own "
             "(CONTRIBUTING.md); if this is timm's own model, please report it, with its name and the size of the images"
         )
+
+
+def difference(expected: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]) -> str:
+    """How outputs differ from those that are expected, to follow "outputs"; "" where they do not, up to rounding."""
+    try:
+        pairs = zip(expected, compute(), strict=True)
+        largest = max(float((y - z).abs().max() / y.abs().max().clamp_min(1e-12)) for y, z in pairs)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        return f"cannot be computed so ({str(error).partition(chr(10))[0]})"
+    return f"differ by {largest:.1e} of the largest" if largest > WAY_ROUNDING else ""
 
 
 @dataclass(frozen=True)

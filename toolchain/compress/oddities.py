@@ -1,4 +1,4 @@
-"""Finds what a smaller model would do otherwise: linears and activations that are not what they look like, and shared weights."""
+"""Finds what a smaller model would do otherwise: linears and activations that are not what they look like, weights that are shared or no numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from timm.layers.layer_scale import LayerScale
 from timm.layers.linear import Linear
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from timm.models.vision_transformer import DiffParallelScalingBlock, ParallelScalingBlock
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
@@ -21,7 +21,17 @@ MLPS = (Mlp, GluMlp, SwiGLU)
 
 def oddity(model: nn.Module) -> str:
     """What of a model would become another function in a smaller one, and what to do; "" if nothing would."""
-    return _odd_layer(model) or _shared(model) or _mixing(model)
+    return _odd_weight(model) or _odd_layer(model) or _shared(model) or _mixing(model)
+
+
+def _odd_weight(model: nn.Module) -> str:
+    for path, weight in model.named_parameters():
+        if weight.is_meta:
+            return f"{path} is on the meta device and has no values; load its weights first"
+        if not is_lazy(weight) and type(weight.data) is not Tensor:
+            kind = type(weight.data).__name__
+            return f"{path} is a {kind}, which nothing can be solved for; shrink the model before it is quantised or distributed"
+    return ""
 
 
 def _odd_layer(model: nn.Module) -> str:

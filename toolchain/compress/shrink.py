@@ -12,7 +12,10 @@ import torch
 from pydantic import ValidationError
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from toolchain.compress.closed_form import LOOKED_AT
+from toolchain.compress.damage import difference
 from toolchain.compress.method import UNITS
 from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
@@ -22,8 +25,10 @@ from toolchain.data.tensors import tensor_source
 from toolchain.defaults import PARAMS
 from toolchain.errors import BudgetError, DataError, ModelError
 from toolchain.families import Family, Layered, adapt, family_of
-from toolchain.model import Preprocess, TimmModel, run_stage
-from toolchain.outputs import WORDS, Output
+from toolchain.families.blocks import linear
+from toolchain.likelihood import outputs_of, parts_of
+from toolchain.model import DeployModel, MaskedModel, Preprocess, TimmModel, run_stage
+from toolchain.outputs import FEATURES, WORDS, Output, output_of
 from toolchain.plan import CompressionPlan, ModelRef
 from toolchain.progress import SILENT, Progress
 from toolchain.recipe import ALIGN, BudgetSection, CompressSection
@@ -100,28 +105,32 @@ def shrink(
         raise ModelError("shrink needs gradients: call it outside of torch.inference_mode()")
     with _exact():
         place = Submodule.of(model, at)
-    with judged(model):
+    with judged(model), torch.compiler.set_stance("force_eager"):  # what module.compile() made would not be looked into
         run = forward or partial(_run, model)
         entering, readout = witnessed(place.part, run, images if forward else _batches(images, model))
+    _tell_order(images, len(entering))
     with _exact():
         source, dense = tensor_source(entering), _dense(place.copied(), at, entering[:1], readout, output)
         problem = Problem.of(dense, compress, budget, dict.fromkeys(UNITS, compress.align or ALIGN))
         masked = run_stage(Compress(source, progress=progress), problem).artifact
         smaller = run_stage(Split(), run_stage(Slice(), masked).artifact).artifact
+        _require_same(masked, smaller, source.split("validation").spread(LOOKED_AT))
     return Shrunk(place.fill(smaller.module), smaller.plan)
 
 
 @contextmanager
 def _exact() -> Iterator[None]:
-    """A block that computes in float32 on the CPU whatever the caller's autocast, default type and default device are."""
-    usual = torch.get_default_dtype()
+    """A block that computes in float32 on the CPU whatever the caller's autocast, defaults and precision of products are."""
+    usual, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")  # else CPUs that can multiply in bfloat16 do
     device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
         with device, torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_default_dtype(usual)
+        torch.set_float32_matmul_precision(precision)
 
 
 def _run(model: nn.Module, images: Tensor) -> None:
@@ -131,7 +140,7 @@ def _run(model: nn.Module, images: Tensor) -> None:
         size = "×".join(map(str, images.shape))
         raise ModelError(
             f"the model cannot run on your images, a batch of {size}: {first_line(error).rstrip('.')}. Give images [B, C, H, W] of the "
-            "size and channels that it was built for"
+            "size and channels that it was built for, or forward, a function that runs the model on what you have"
         ) from error
 
 
@@ -151,7 +160,7 @@ def _budget(params: float | None, macs: float | None, size: str | None) -> Budge
 
 def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
     """[B, C, H, W] of each element, where the model computes."""
-    first = next(model.parameters(), torch.zeros(()))
+    first = next((each for each in model.parameters() if each.is_floating_point()), torch.zeros(()))
     for each in images:
         image = each[0] if isinstance(each, list | tuple) else each
         if not isinstance(image, Tensor) or image.ndim not in (3, 4):
@@ -166,6 +175,28 @@ def _batches(images: Images, model: nn.Module) -> Iterator[Tensor]:
         yield (image if image.ndim == 4 else image[None]).to(first)
 
 
+def _tell_order(images: Images, count: int) -> None:
+    """Says on the log that only the first of a data set were read, in its own order: that is often the order of classes."""
+    data: object = images
+    order: object = None
+    if isinstance(images, DataLoader):
+        batches, data = images.batch_sampler, images.dataset
+        order = images.sampler if batches is None else getattr(batches, "sampler", batches)
+    if (
+        not isinstance(data, Dataset)
+        or isinstance(data, IterableDataset)
+        or not isinstance(order, SequentialSampler | None)
+    ):
+        return
+    if (whole := len(data)) > count:  # type: ignore[arg-type]  # torch: no __len__
+        log.warning(
+            "The first %d of %d images were read, in the order of the data set. If that is by class, as it is of folders, most classes are "
+            "not among them: give a DataLoader with shuffle=True.",
+            count,
+            whole,
+        )
+
+
 def _dense(module: nn.Module, at: str, image: Tensor, readout: Readout, declared: Output | None) -> TimmModel:
     """A copy of the part as compression looks at it: in float32 on the CPU, in place, its output what is read of the part."""
     module = module.to("cpu", torch.float32).eval()
@@ -178,12 +209,40 @@ def _dense(module: nn.Module, at: str, image: Tensor, readout: Readout, declared
     name = str((getattr(module, "pretrained_cfg", None) or {}).get("architecture", "")) or type(module).__name__
     _, channels, height, width = image.shape
     family = family_of(module, at or name).at((channels, height, width))
+    groups = tuple(family.unit_groups(module))
+    for path in (
+        *(span.linear for group in groups for span in group.spans),
+        *(item.linear for item in family.factorizable(module)),
+    ):
+        linear(module, path)
     layers = _blocks(module, family, readout)
     if layers:
         family = as_layered(module, family, layers, normed=readout.normed)
     preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
     ref = ModelRef(name=name, output=_output(module, name, image, declared), layers=layers)
+    _tell_untrained(module, name, None if ref.output in FEATURES else family.classifier(module))
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
+
+
+def _require_same(masked: MaskedModel, smaller: DeployModel, images: Dataset[tuple[Tensor, int]]) -> None:
+    """Raises ModelError unless the smaller model computes what the masked one does, of which it was made."""
+    expected = parts_of(outputs_of(masked.module, images))
+    if fault := difference(expected, lambda: parts_of(outputs_of(smaller.module, images))):
+        raise ModelError(
+            f"the smaller {masked.ref.name} is not what was decided: its outputs {fault}. A forward of its own, or of one of its parts, "
+            "may count on the widths of before: take it off first, and put it back with the widths of the smaller model's linears"
+        )
+
+
+def _tell_untrained(module: nn.Module, name: str, classifier: str | None) -> None:
+    """Says on the log that the linear that ends in the outputs is as timm starts it, where it is."""
+    bias: Tensor | None = None if classifier is None else module.get_submodule(classifier).bias  # type: ignore[assignment]
+    if bias is not None and not bool(bias.any()):
+        log.warning(
+            "The classifier of %s was never trained: its biases are all 0. What is preserved are its outputs, and not the features that it "
+            "would be trained on: train it first, or call model.reset_classifier(0) and give the smaller model a classifier.",
+            name,
+        )
 
 
 def _require_finite(module: nn.Module) -> None:
@@ -200,7 +259,7 @@ def _require_finite(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _output(module: nn.Module, name: str, image: Tensor, declared: Output | None) -> Output | None:
-    """What the outputs are, by what one image [1, C, H, W] gives and by what was declared; None where the number of classes says it.
+    """What the outputs are, by what one image [1, C, H, W] gives and by what was declared; None where `num_classes` says it.
 
     Raises:
         ModelError: they cannot be what was declared.
@@ -211,10 +270,12 @@ def _output(module: nn.Module, name: str, image: Tensor, declared: Output | None
             f"a call of {name} returns a {type(outputs).__name__}, of which cannot be told what is to be preserved: pass forward = "
             "lambda images: model.forward_features(images), with images [B, C, H, W], and the tokens before its head are"
         )
+    if isinstance(outputs, Tensor) and outputs.ndim < 2:
+        raise ModelError(
+            f"a call of {name} gives {list(outputs.shape)} for one image, and [1, numbers] is wanted: squeeze its outputs outside of it"
+        )
     seen: Output | None = "layers" if isinstance(outputs, tuple) else "tokens" if outputs.ndim > 2 else None
-    if seen is None and (
-        not getattr(module, "num_classes", 1) or isinstance(getattr(module, "head", None), nn.Identity)
-    ):
+    if seen is None and _is_headless(module):
         seen = "features"
     if declared is not None:
         if seen not in (None, declared):
@@ -224,14 +285,25 @@ def _output(module: nn.Module, name: str, image: Tensor, declared: Output | None
         return declared
     if seen is None and projects(ModelRef(name=name, kwargs={"num_classes": outputs.shape[-1]})):
         return "features"
-    if seen is None and outputs.shape[-1] > 1:
+    if seen is not None:
+        return seen
+    if outputs.shape[-1] > 1:
         log.warning(
             "The %d outputs of %s are taken for class logits, of which a softmax is preserved. If they are not, pass output="
             '"regression", "multi-label" or "features"; output="logits" is silent.',
             outputs.shape[-1],
             name,
         )
-    return seen
+    usual = output_of(None, outputs.shape[-1])
+    return None if usual == output_of(None, int(getattr(module, "num_classes", outputs.shape[-1]))) else usual
+
+
+def _is_headless(module: nn.Module) -> bool:
+    """Whether what it gives is what a classifier would read; a head may have been put on, or taken off, since it was built."""
+    head = getattr(module, "head", None)
+    if isinstance(head, nn.Identity):
+        return True
+    return not getattr(module, "num_classes", 1) and (head is None or next(head.parameters(), None) is None)
 
 
 def _blocks(module: nn.Module, family: Family, readout: Readout) -> tuple[int, ...]:

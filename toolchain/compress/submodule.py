@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 from timm.models import FeatureListNet
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 
 from toolchain.compress.oddities import oddity
 from toolchain.compress.witness import WAYS
@@ -53,6 +55,12 @@ class Submodule:
         """Why the part cannot be replaced; "" if it can."""
         if overridden := [way for way in WAYS if way in vars(self.part)] or _replaced(self.part):
             return f"its {overridden[0]} was replaced on the instance; take that back first (accelerate: remove_hook_from_module)"
+        for path, module in self.model.named_modules():
+            if isinstance(module, DistributedDataParallel) and any(each is self.part for each in module.modules()):
+                return (
+                    f"{path or 'the model'} is a DistributedDataParallel, which would go on with the old parameters; shrink the module "
+                    "in it, and wrap that again"
+                )
         for path, module in self.part.named_modules():
             if hooks := [hook for kind in HOOKS for hook in vars(module)[kind].values()]:
                 name = getattr(hooks[0], "__name__", type(hooks[0]).__name__)
@@ -62,12 +70,28 @@ class Submodule:
                 )
         if odd := oddity(self.part):
             return odd
+        inner = set(self.part.modules())
+        for path, module in self.model.named_modules():
+            if module not in inner and (
+                names := [name for name, value in vars(module).items() if self._is_in(name, value)]
+            ):
+                where = ".".join(filter(None, (path, names[0])))
+                return f"{where} holds it outside of the modules, and would keep the old one; make it a submodule, or take it out"
         own = {id(tensor) for tensor in self.part.parameters()}
         inside = tuple(f"{path}." for path in self.paths if path)
         for name, parameter in self.model.named_parameters(remove_duplicate=False) if inside else ():
             if id(parameter) in own and not name.startswith(inside):
                 return f"{name}, outside of it, is one of its parameters; untie them first"
         return ""
+
+    def _is_in(self, name: str, value: object) -> bool:
+        """Whether an attribute of a module is the part, a method of it, or a plain container of either."""
+        if name == "_modules":
+            return False
+        parts = (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else (value,)
+        )
+        return any(each is self.part or (type(each) is MethodType and each.__self__ is self.part) for each in parts)
 
     def copied(self) -> nn.Module:
         """A copy of the part; raises ModelError that names what it holds that cannot be copied."""
@@ -102,14 +126,15 @@ def _claimed(model: nn.Module, at: str) -> nn.Module:
         raise ModelError(
             f"shrink takes a model in memory, got a {type(model).__name__}; `slimvit shrink` takes names and files"
         )
-    if compiled := [path for path, module in model.named_modules() if _is_compiled(module)]:
-        raise ModelError(
-            f"{compiled[0] or 'the model'} is compiled and would go on running the old one; shrink before torch.compile"
-        )
     try:
         part = model.get_submodule(at)
     except AttributeError:
         part = None
+    for path, module in model.named_modules():
+        if part is not None and _is_compiled(module) and (part in module.modules() or module in part.modules()):
+            raise ModelError(
+                f"{path or 'the model'} is compiled and would go on running the old one; shrink before torch.compile"
+            )
     if part is not None and _is_claimed(part):
         return part
     claimed = [path for path, module in model.named_modules() if path and _is_claimed(module)]
@@ -179,7 +204,8 @@ def _become_like(smaller: nn.Module, part: nn.Module) -> None:
             setattr(module, CHECKPOINTING, getattr(like, CHECKPOINTING, False))
     for name, tensor in [*smaller.named_parameters(), *smaller.named_buffers()]:
         path, _, last = name.rpartition(".")
-        old = tensors.get(name, tensors.get(f"{_known(path, modules)}.{last}", first))
+        above = _known(path, modules)
+        old = tensors.get(name, tensors.get(f"{above}.{last}", next(modules[above].parameters(), first)))
         tensor.data = tensor.data.to(old.device, old.dtype if tensor.is_floating_point() else tensor.dtype)
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(old.requires_grad)

@@ -28,9 +28,13 @@ def linear(module: nn.Module, path: str) -> nn.Linear:
     """The linear at a path; raises ModelError if something else is there."""
     child = module.get_submodule(path)
     if not isinstance(child, nn.Linear):
-        raise ModelError(
-            f"{path} is a {type(child).__name__} and no nn.Linear: merge adapters into the weights first (peft: merge_and_unload)"
+        is_pair = [name for name, _ in child.named_children()] == ["down", "up"]
+        do = (
+            "it has been split into two before: shrink the model from before that, to less"
+            if is_pair
+            else "merge adapters into the weights first (peft: merge_and_unload)"
         )
+        raise ModelError(f"{path} is a {type(child).__name__} and no nn.Linear: {do}")
     return child
 
 
@@ -151,15 +155,16 @@ def fused_part(attention: nn.Module, path: str) -> Part:
 
 def head_dim_group(attention: nn.Module, path: str, spans: tuple[Span, ...], *, mixable: bool = True) -> UnitGroup:
     """The head dims of an attention; `spans` begin with those of the queries."""
-    heads = int(attention.num_heads)  # type: ignore[arg-type]
+    heads, total = int(attention.num_heads), spans[0].width  # type: ignore[arg-type]
     attrs: dict[str, Callable[[int], float]] = {"head_dim": lambda kept: kept}
     if hasattr(attention, "attn_dim"):
         attrs["attn_dim"] = lambda kept: heads * kept
-    attrs["scale"] = lambda kept: kept**-0.5
+    share = getattr(attention, "scale", total**-0.5) / total**-0.5  # 1, unless somebody changed the scale
+    attrs["scale"] = lambda kept: share * kept**-0.5
     return UnitGroup(
         path,
         "head_dim",
-        spans[0].width,
+        total,
         spans,
         heads,
         attrs=attrs,

@@ -14,7 +14,6 @@ from timm.layers.attention import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from toolchain.families.base import Family
 from toolchain.families.blocks import Context, Layer, blocks, linear, plain_layers, rigid_part
 from toolchain.families.stacked import StackedFamily
 
@@ -60,18 +59,9 @@ class EvaFamily(StackedFamily):
     block_types, block_words = (EvaBlock, EvaBlockPostNorm), "EvaBlock and EvaBlockPostNorm are"
     attention_words = "EvaAttention and AttentionRope are"
 
-    def __init__(self, size: tuple[int, int, int] | None = None) -> None:
-        self.size = size  # of the images; None for that which a model was built for
-
     def adapt(self, model: nn.Module) -> None:
         super().adapt(model)
         separate_biases(model)
-
-    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
-        return self.size or super().input_size(model)
-
-    def at(self, size: tuple[int, int, int]) -> Family:
-        return EvaFamily(size)
 
     def convert_checkpoint(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         converted: dict[str, Tensor] = checkpoint_filter_fn(dict(state), model)

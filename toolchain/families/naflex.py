@@ -14,7 +14,6 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.naflexvit import NaFlexVit, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from toolchain.families.base import Family
 from toolchain.families.blocks import Layer
 from toolchain.families.eva import eva_layers, separate_biases
 from toolchain.families.narrow import narrow_state
@@ -35,19 +34,11 @@ class NaFlexFamily(VitFamily):
     attention_types = (*VitFamily.attention_types, EvaAttention, AttentionRope)
     attention_words = "attention of timm's VisionTransformer and Eva is"
 
-    def __init__(self, size: tuple[int, int, int] | None = None) -> None:
-        self.size = size  # of the images; None for that which a model was built for
-
     def adapt(self, model: nn.Module) -> None:
         super().adapt(model)
         separate_biases(model)
 
-    def at(self, size: tuple[int, int, int]) -> Family:
-        return NaFlexFamily(size)
-
-    def input_size(self, model: nn.Module) -> tuple[int, int, int]:
-        if self.size is not None:
-            return self.size
+    def built_for(self, model: nn.Module) -> tuple[int, int, int]:
         embeds: Any = model.get_submodule("embeds")
         size, grid = embeds.default_img_size, embeds.pos_embed_grid_size
         if size is None and grid is not None:

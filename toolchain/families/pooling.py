@@ -37,7 +37,7 @@ def latent_pool(model: nn.Module) -> NarrowLatentPool | None:
 
 def refused_output(model: nn.Module) -> str | None:
     """Why the way from the last block to the outputs is not supported, or None."""
-    if model.global_pool == "" and model.num_classes:
+    if model.global_pool == "" and model.num_classes and not isinstance(getattr(model, "head", None), nn.Identity):
         return (
             "it gives a row of logits per token (global_pool ''); set model.kwargs.global_pool to 'token' or 'avg', or "
             "model.kwargs.num_classes to 0 for the tokens themselves"

@@ -28,6 +28,12 @@ class StackedFamily(Family):
     block_words: str
     attention_words: str
 
+    def __init__(self, size: tuple[int, int, int] | None = None) -> None:
+        self.size = size  # of the images; None for that which a model was built for
+
+    def at(self, size: tuple[int, int, int]) -> Family:
+        return type(self)(size)
+
     @abstractmethod
     def layers(self, model: nn.Module, block: nn.Module, path: str, index: int) -> list[Layer]:
         """The branches of one block, and what is in each, in forward order."""
@@ -73,6 +79,10 @@ class StackedFamily(Family):
         narrow(model)
 
     def input_size(self, model: nn.Module) -> tuple[int, int, int]:
+        return self.size or self.built_for(model)
+
+    def built_for(self, model: nn.Module) -> tuple[int, int, int]:
+        """(C, H, W) of the image that the model was built for."""
         patches = model.get_submodule("patch_embed")
         height, width = patches.img_size  # type: ignore[misc]
         first = next(each for each in patches.modules() if isinstance(each, nn.Conv2d))

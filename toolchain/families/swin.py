@@ -100,7 +100,7 @@ class SwinFamily(StackedFamily):
         return joined
 
     def classifier(self, model: nn.Module) -> str | None:
-        return "head.fc" if isinstance(model.get_submodule("head.fc"), nn.Linear) else None
+        return "head.fc" if isinstance(getattr(model.get_submodule("head"), "fc", None), nn.Linear) else None
 
 
 class SwinV2Family(SwinFamily):

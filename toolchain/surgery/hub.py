@@ -28,6 +28,7 @@ from toolchain.surgery.checkpoint import Checkpoint, checkpoint_facts, read_chec
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
 from toolchain.surgery.huggingface.processor import PROCESSORS
 from toolchain.surgery.refusals import refusal
+from toolchain.surgery.replay import first_line
 
 CONFIG = "config.json"
 WEIGHTS = (
@@ -195,7 +196,7 @@ def _cached(place: str, file: str) -> Path | None:
     try:
         found = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
     except Exception as error:  # of a name that can be none
-        raise ModelError(f"{place!r} is no repository of a hub: {_line(error)}") from error
+        raise ModelError(f"{place!r} is no repository of a hub: {first_line(error)}") from error
     return Path(found) if isinstance(found, str) else None
 
 
@@ -324,7 +325,3 @@ def reachable(url: str) -> bool:
     attempt.start()
     attempt.join(REACH_S)
     return answered.is_set()
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

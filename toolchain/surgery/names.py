@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from toolchain.errors import ModelError
-from toolchain.surgery.anatomy import EMBEDS, TRANSFORMERS, Anatomy, by, differences, others, remedy
+from toolchain.surgery.anatomy import BLOCK, EMBEDS, TRANSFORMERS, Anatomy, by, differences, others, remedy
 from toolchain.surgery.origin import Fitted, Origin, left_out, some
 
 CLASSIFIERS, POOLING = ("head", "head_dist"), ("attn_pool", "fc_norm")
 PRETRAINING = re.compile(r"(decoder(_\w+)?|mask_token|(dino_|ibot_)head|head\.(mlp|last_layer))(\.|$)")
 """Parts that a model has while it learns from pictures alone, and no timm model keeps: MAE's decoder, DINO's head."""
+REMADE = re.compile(r"\.parametrizations\.|\.(weight|bias)_(orig|mask|[guv])$")
+"""Names of tensors that torch.nn.utils computes a weight from, to prune it or to norm it."""
 
 
 def without_classifier(result: Fitted, module: nn.Module, origin: Origin) -> Fitted:
@@ -75,6 +77,11 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
             f"set model.kwargs.num_classes = {count}"
         )
     it, has, its = origin.word("it"), origin.word("has"), origin.word("its")
+    if not {"embed_dim", "depth"} & unequal.keys() and (why := _made_smaller(state, wanted)):
+        raise origin.misfit(
+            f"{it} {has} {why}, as a model that was made smaller",
+            "use its dense weights (toolchain.load_model opens the folder of one that slimvit made)",
+        )
     if unequal:
         texts = list(unequal.values())
         do = remedy(result.anatomy, result.model, ignored, keywords(module))
@@ -94,11 +101,26 @@ def check_names(result: Fitted, module: nn.Module, origin: Origin) -> None:
     ]
     if (table := f"{EMBEDS}pos_embed") in other:
         do = f"set model.kwargs.pos_embed_grid_size = {list(state[table].shape[1:3])}"
-    elif missing:
-        do = "use a file with all of the model's weights"
+    elif remade := [name for name in unknown if REMADE.search(name)]:
+        do = f"{remade[0]} is a part of a weight: join them (torch.nn.utils: prune.remove, parametrize.remove_parametrizations), and save again"
     else:
-        do = "take out of the file what is not the model's" if unknown else "set model.kwargs as it was trained with"
+        do = "set model.kwargs as it was trained with"
+        do += ", or use a file with all of the model's weights" if missing else ""
+        do += ", or take out of the file what the trained model does not compute with" if unknown else ""
     raise origin.misfit(", and ".join(parts), do)
+
+
+def _made_smaller(state: Mapping[str, Tensor], wanted: Collection[str]) -> str:
+    """What shows that blocks lost neurons, heads or rank: a linear that is two, or is not as wide as in other blocks; "" if nothing does."""
+    shapes = dict[str, tuple[int, ...]]()
+    for name, tensor in state.items():
+        if name.endswith(".down.weight") and name.replace(".down.", ".") in wanted:
+            return f"{name} instead of {name.replace('.down.', '.')}"
+        if found := BLOCK.search(name):
+            usual = shapes.setdefault(name.replace(found[0], ".", 1), tuple(tensor.shape))
+            if usual != tensor.shape:
+                return f"blocks of different widths ({name} is {by(tensor.shape)}, and another {by(usual)})"
+    return ""
 
 
 def keywords(module: nn.Module) -> set[str]:

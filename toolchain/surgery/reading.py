@@ -65,6 +65,8 @@ def _folder(path: Path) -> str:
     files = sorted(f.name for f in path.iterdir() if f.name.endswith(CHECKPOINTS))
     if (path / "config.json").is_file():
         do = f"set model.name = 'local-dir:{path}' and leave model.checkpoint out"
+    elif (path / ".metadata").is_file():
+        do = "torch saved it in parts: join them with python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
     elif files:
         do = f"name a file in it: {', '.join(files[:3])}"
     else:
@@ -79,6 +81,8 @@ def _foreign(path: Path, start: bytes) -> str | None:
         return "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
     if start.startswith(b"\x89HDF") or name.endswith((".h5", ".keras")):
         return "a file of Keras; its weights have to be converted to timm's names and saved as .safetensors"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file, of quantised weights under other names; name the .safetensors or .pth file that it was made from"
     if start.startswith(b"\x93NUMPY") or name.endswith((".npz", ".npy")):
         return (
             "a NumPy archive; open it with timm.create_model(NAME, checkpoint_path=…), "
