@@ -15,6 +15,7 @@ from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUna
 from toolchain.foreign import imported, reason
 from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
 from toolchain.targets.base import (
+    Array,
     Arrays,
     BuildOptions,
     EngineBuild,
@@ -72,7 +73,7 @@ class OpenVinoRunner:
         request = self.request(feeds)
         results = request.infer(self._fed(feeds), share_inputs=True)
         # A compiled port may have the name of a cast that was dropped as well: the model's own name is the right one.
-        return {_called(port): results[index] for index, port in enumerate(self._model.outputs)}
+        return {_called(port): _floats(port, results[index]) for index, port in enumerate(self._model.outputs)}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` synchronous calls in nanoseconds; arrays enter and leave without a copy.
@@ -265,6 +266,14 @@ def _called(port: Any) -> str:
     """What an input or output is called: the first of its names, of which a converter may write many or none, else that of its node."""
     name: str = min(port.get_names(), default=port.get_node().get_friendly_name())
     return name
+
+
+def _floats(port: Any, values: Array) -> Array:
+    """The values of an output. numpy has no bf16, and OpenVINO gives the bits of its numbers as if they were of fp16."""
+    if port.get_element_type().get_type_name() != "bf16" or values.dtype != np.float16:
+        return values
+    widened: Array = (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return widened
 
 
 def _shapes(feeds: Feeds) -> Shapes:
