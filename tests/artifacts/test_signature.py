@@ -71,6 +71,16 @@ def test_inputs_that_cannot_be_generated_are_refused(tmp_path):
         open_artifact(with_input(tmp_path / "m.onnx", [])).signature(1)
 
 
+def test_an_input_of_which_nothing_is_said_takes_what_is_named(tmp_path):
+    """Kind: ncnn models as pnnx writes them, and ONNX files without shapes, of which it was said that they have no batch."""
+    path = with_input(tmp_path / "m.onnx", None)
+    with pytest.raises(RecipeError, match=r"leaves its shape open, \[\?\] per sample; name it with --input-shape"):
+        open_artifact(path).signature(batch=1)
+    assert open_artifact(path).signature(2, (3, 8, 16)).inputs[0].shape == (2, 3, 8, 16)
+    with pytest.raises(RecipeError, match="no batch dimension"):
+        open_artifact(with_input(tmp_path / "n.onnx", [])).signature(batch=1)
+
+
 def test_a_model_folder_says_its_own_input_size(tmp_path):
     save_model(dense_model(**{**TINY, "in_chans": 1, "img_size": 8, "patch_size": 4}), tmp_path / "m")
     signature = open_artifact(tmp_path / "m").signature(batch=3)

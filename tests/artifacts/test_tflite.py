@@ -53,6 +53,22 @@ def test_params_count_what_graphs_share_once():
     )
 
 
+def test_weights_of_four_bits_are_counted_though_they_are_not_read(tmp_path):
+    from ai_edge_litert import schema_py_generated as schema
+
+    def narrowed(model):
+        for graph in model.subgraphs:
+            for tensor in graph.tensors:
+                if tensor.name == b"blocks.0.mlp.fc1.weight":
+                    tensor.type = schema.TensorType.INT4
+                    buffer = model.buffers[tensor.buffer]
+                    if buffer.data.size == 16 * 64:
+                        buffer.data = buffer.data[: 8 * 64]
+
+    ours = changed(INT8, tmp_path, narrowed)
+    assert (ours.precision.name, ours.params) == ("int4", open_artifact(INT8).params)
+
+
 def test_its_precision_is_that_of_its_weights(tmp_path):
     assert (open_artifact(FP32).precision.name, open_artifact(FP32).own_precision) == ("fp32", "fp32")
     assert open_artifact(INT8).own_precision == "int8-dynamic"

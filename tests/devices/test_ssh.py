@@ -31,6 +31,7 @@ from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
 from toolchain.measure.single import measure
 from toolchain.on_device import runner as device_runner
+from toolchain.progress import SILENT
 
 FOUR = Workload(batch=4)
 SHORT = Design(slot_ms=2.0, warmup_s=0.02, tau=0.6, looks=1, sessions=2, blocks=4)
@@ -337,6 +338,41 @@ def test_no_setting_becomes_an_option_or_a_command(board):
     assert command[command.index("-l") + 1] == "pi"
     assert "BatchMode=yes" in command
     assert ssh._python() == "\"$HOME\"/'a b/python'"
+
+
+def test_what_a_user_is_told_to_run_reaches_the_same_device(board):
+    """Kind: a board behind a port of its own, where the line that was told reached another machine."""
+    ssh = SshTransport("board", named_target("board", board(user="pi", port=2222, ssh_config="none")))
+    assert ssh._hint("connect to host: Connection refused") == "ssh -F none -p 2222 pi@board true"
+    assert ssh._hint("pi@board: Permission denied").endswith("ssh-copy-id -F none -p 2222 pi@board")
+
+
+def test_what_the_devices_shell_says_first_may_be_in_any_encoding(board, tmp_path):
+    python = lying_python(tmp_path, r'os.write(1, b"Willkommen, Ger\xe4t 7\n")')
+    assert probe("board", named_target("board", board(python=str(python)))).target == "board"
+
+
+def test_a_driver_that_is_too_old_is_not_taken_for_the_python(board):
+    ssh = SshTransport("board", named_target("board", board()))
+    words = ["UserWarning: The NVIDIA driver on your system is too old (found version 11040).", "Segmentation fault"]
+    with pytest.raises(MeasurementError, match="exit code 139"):
+        ssh._fail("timing", 139, words)
+
+
+def test_large_files_may_take_the_time_that_a_slow_card_needs(board, pair, monkeypatch):
+    """Kind: two files of several GB, of which a board never told in three minutes whether it has them."""
+    ssh, limits = SshTransport("board", named_target("board", board())), []
+
+    def looked(stage, script, feed, **changes):
+        limits.append(changes["limit_s"])
+        raise TargetUnavailable("board", "enough")
+
+    monkeypatch.setattr(ssh, "_ssh", looked)
+    monkeypatch.setattr("toolchain.devices.ssh.sha256", lambda _: "0" * 64)
+    os.truncate(pair[0], 3 * 10**9)  # of which the disk holds next to nothing
+    with pytest.raises(TargetUnavailable, match="enough"):
+        ssh._ensure({"a": pair[0]}, SILENT)
+    assert limits == [180 + 600]
 
 
 def test_a_probe_says_what_answers(board):

@@ -69,8 +69,18 @@ def test_a_variant_that_cannot_be_opened_is_a_bad_artifact(tmp_path):
 def test_a_process_that_dies_is_reported_with_its_last_lines(run):
     with pytest.raises(MeasurementError, match=r"exit code 1(?s:.*)the reason"):
         run("raise SystemExit('the reason')")
-    with pytest.raises(MeasurementError, match=f"exit code -{int(signal.SIGKILL)}"):
+    with pytest.raises(MeasurementError, match=f"exit code -{int(signal.SIGKILL)}, most likely for want of memory"):
         run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(-9, "want of memory"), (137, "want of memory"), (-4, "its processor lacks"), (132, "its processor lacks")],
+)
+def test_what_ended_a_process_is_told_here_and_through_a_shell(code, words):
+    """Kind: a wheel of numpy for newer boards than the one that it is on."""
+    assert words in transport.how_it_died(code)
+    assert transport.how_it_died(1) == transport.how_it_died(-6) == ""
 
 
 ABORTS = """

@@ -32,3 +32,26 @@ def test_an_engine_of_single_images_is_held_to_its_file_on_several(tmp_path, out
     images = rng.standard_normal((5, 3, 2, 2)).astype(np.float32)
     found = engine_rung(OnnxFile(path), built, (1, 1, 1), lambda count: images[:count], None)
     assert (found.verdict, found.reason) == ("pass", "")
+
+
+@pytest.mark.parametrize("wrong", ["", "first", "second", "none"])
+def test_every_output_of_a_file_of_others_is_held_and_found_by_its_name(tmp_path, wrong):
+    """Kind: an image tower that gives an embedding and its tokens, of which the first alone was compared."""
+    rng, weight = np.random.default_rng(0), np.random.default_rng(1).standard_normal((12, 6)).astype(np.float32)
+
+    def written(path, names, changed=""):
+        stored = {name: weight + (rng.standard_normal(weight.shape) if name == changed else 0) for name in names}
+        constants = [numpy_helper.from_array(values.astype(np.float32), f"{name}.w") for name, values in stored.items()]
+        nodes = [helper.make_node("Flatten", ["image"], ["flat"])]
+        nodes += [helper.make_node("MatMul", ["flat", f"{name}.w"], [name]) for name in names]
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 2, 2])
+        outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 6]) for name in names]
+        onnx.save(helper.make_model(helper.make_graph(nodes, "g", [image], outs, constants)), path)
+        return path
+
+    source = written(tmp_path / "a.onnx", ["second", "first"])
+    engine = written(tmp_path / "b.onnx", ["first", *(["second"] if wrong != "none" else [])], wrong)
+    images = rng.standard_normal((5, 3, 2, 2)).astype(np.float32)
+    built = EngineBuild(engine, {"target": "ort-cpu"})
+    found = engine_rung(OnnxFile(source), built, (1, 1, 3), lambda count: images[:count], None)
+    assert found.verdict == ("fail" if wrong else "pass"), found.reason

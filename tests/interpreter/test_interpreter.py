@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from torch.nn import functional
 from toolchain.errors import ArtifactError, StorageError
 from toolchain.export.calls import torch_call
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.interpreter import module_of
+from toolchain.interpreter import module_of, traced
 from toolchain.model import run_stage
 from toolchain.on_device.runner import OrtRunner
 from toolchain.surgery.slice import Slice
@@ -135,6 +136,36 @@ def test_a_shape_that_depends_on_the_image_is_refused():
     ]
     with pytest.raises(ArtifactError, match=r"'odd'.*depend on what the image shows"):
         module_of(graph_of(*nodes))(torch.ones(2))
+
+
+@pytest.mark.parametrize("opset", [11, 12])
+def test_an_opset_in_which_operators_mean_something_else_is_refused(opset):
+    """Kind: a file of an old exporter, whose Softmax over axis 1 is one over all axes from there on."""
+    model = graph_of(helper.make_node("Softmax", ["x"], ["y"], axis=1))
+    assert module_of(model)(torch.zeros(1, 2, 4))[0, 0, 0] == 0.5
+    model.opset_import[0].version = opset
+    with pytest.raises(ArtifactError, match=rf"opset {opset}.*understands 13 and later ones.*version_converter"):
+        module_of(model)
+
+
+def test_a_second_output_that_is_read_is_refused_and_one_that_is_not_is_let_be():
+    """Kind: a LayerNormalization whose mean is read, of which a converter ended in a KeyError."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "s"], ["n", "mean"], name="norm"),
+        helper.make_node("Neg", ["n"], ["y"]),
+    ]
+    constants = {"s": np.ones(4, np.float32)}
+    assert module_of(graph_of(*nodes, constants=constants))(torch.eye(4)).shape == (4, 4)
+    nodes[1] = helper.make_node("Sub", ["n", "mean"], ["y"])
+    with pytest.raises(ArtifactError, match="'mean' is an output beside the first of its node"):
+        module_of(graph_of(*nodes, constants=constants))(torch.eye(4))
+
+
+def test_what_torch_raises_of_a_graph_is_an_error_of_its_file():
+    with pytest.raises(ArtifactError, match=r"torch cannot export m\.onnx: of sizes 3 and 4"), traced(Path("m.onnx")):
+        raise RuntimeError("torch goes on for pages\nof sizes 3 and 4")
+    with pytest.raises(StorageError, match="full"), traced(Path("m.onnx")):
+        raise StorageError("full")
 
 
 def test_what_is_no_onnx_file_is_said(tmp_path):

@@ -251,6 +251,21 @@ def test_a_python_that_lacks_a_library_says_what_brings_it(packed, tmp_path):
     assert not (folder / "sessions").exists()
 
 
+def test_a_python_that_is_too_old_to_read_the_program_is_told_so(packed, tmp_path):
+    """Kind: Ubuntu 18.04 on a Jetson, whose Python 3.6 saw nothing but a syntax error."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || exec {sys.executable} "$@"\n'
+        f"exec {sys.executable} -c \"import sys; sys.version_info, sys.version = (3, 6, 9), '3.6.9 (default)'\n$2\"\n"
+    )
+    python.chmod(0o755)
+    folder, told = measure_there(packed[2], tmp_path / "device", str(python), code=5)
+    assert "Python 3.6.9 is too old, 3.8 or newer is needed" in told
+    assert not (folder / "sessions").exists()
+    _, told = measure_there(packed[2], tmp_path / "device", "no-such-python", code=5)
+    assert "no-such-python" in told
+
+
 def test_what_the_device_lacks_is_what_the_bundle_needs():
     assert lacks(["numpy"]) == ""
     assert "no_such_runtime cannot be imported" in lacks(["numpy", "no_such_runtime"])

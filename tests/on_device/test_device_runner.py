@@ -371,6 +371,71 @@ def test_the_fingerprint_separates_what_must_not_change():
     assert known <= set(one["state"]) <= known | {"gpus", "throttled_now"}
 
 
+BOARD = {
+    "/proc/cpuinfo": "\n\n".join(
+        f"processor\t: {core}\nFeatures\t: asimddp\nCPU implementer\t: 0x41\nCPU part\t: {part}"
+        for core, part in enumerate(("0xd05", "0xd05", "0xd0b"))
+    ),
+    **{
+        f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_cur_freq": khz
+        for core, khz in enumerate(("1800000", "1700000", "2400000"))
+    },
+}
+"""A board with two small cores and a large one."""
+
+
+@pytest.mark.parametrize(
+    ("cores", "mhz", "cpu"),
+    [
+        ({0, 1}, 1800, "cpu 0x41 0xd05"),
+        ({2}, 2400, "cpu 0x41 0xd0b"),
+        ({1, 2}, 2400, "cpu 0x41 0xd05 and cpu 0x41 0xd0b"),
+    ],
+)
+def test_the_processor_and_its_clock_are_those_of_the_cores_that_may_be_used(cores, mhz, cpu, monkeypatch):
+    """Kind: a board of big and little cores, where one kind is measured and the other at rest."""
+    monkeypatch.setattr(device_runner, "_read", BOARD.get)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores, raising=False)
+    found = fingerprint(1)
+    assert (found["state"]["frequency_mhz"], found["machine"]["cpu"]) == (mhz, cpu)
+
+
+def test_a_mac_is_known_by_its_processor(tmp_path, monkeypatch):
+    """Kind: tables whose hardware is "arm", whichever Apple's chip it was."""
+    (tmp_path / "sysctl").write_text("#!/bin/sh\n[ \"$*\" = '-n machdep.cpu.brand_string' ] && echo 'Apple M2 Pro'\n")
+    (tmp_path / "sysctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(device_runner, "_read", lambda _: None)
+    monkeypatch.setattr(device_runner.platform, "system", lambda: "Darwin")
+    assert device_runner.cpu_model() == "Apple M2 Pro"
+
+
+@pytest.mark.parametrize("soc", ["soc", "soc@107c000000"])
+def test_a_raspberry_pi_tells_what_its_firmware_holds_back_wherever_that_lies(soc, tmp_path, monkeypatch):
+    """Kind: a Raspberry Pi 5, whose firmware lies elsewhere than that of those before."""
+    (tmp_path / soc / f"{soc}:firmware").mkdir(parents=True)
+    (tmp_path / soc / f"{soc}:firmware" / "get_throttled").write_text("50005\n")
+    monkeypatch.setattr(device_runner, "PLATFORM", str(tmp_path))
+    assert fingerprint(1)["state"]["throttled_now"] == 5
+
+
+def test_a_load_that_the_system_does_not_tell_is_unknown(monkeypatch):
+    """Kind: Android, whose programs may not read it."""
+
+    def untold():
+        raise OSError("Load averages are unobtainable")
+
+    monkeypatch.setattr(os, "getloadavg", untold)
+    assert fingerprint(1)["state"]["load_average"] is None
+
+
+def test_outputs_that_are_no_numbers_are_finite(tmp_path):
+    """Kind: files that give the names of classes beside the scores."""
+    names = np.array(["cat", "dog"], object)
+    runners = opener([], {"a": 10**7, "b": 10**7}, output=names[:, None])
+    assert run_schedule(schedule(blocks=2), runners)["variants"]["A"]["outputs"] == [[2, 3]]
+
+
 def test_what_a_runners_own_process_does_is_not_that_of_others():
     """Kind: a runtime in a process of its own, whose work would be taken for that of others who disturb the measurement."""
     busy = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ntime.sleep(60)"

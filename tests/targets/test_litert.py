@@ -3,11 +3,13 @@
 What converts needs another interpreter, and is skipped where none is named; all else needs ai-edge-litert alone.
 """
 
+import copy
 import json
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,14 +17,14 @@ import pytest
 import torch
 from builders import TINY, dense_model, variant
 
-from toolchain.artifacts import open_artifact
+from toolchain.artifacts import Reading, open_artifact
 from toolchain.artifacts.onnx_file import PRECISION, PREPROCESS, OnnxFile
 from toolchain.artifacts.onnx_folded import folded
 from toolchain.cli.stages import _engine_rung
 from toolchain.errors import ArtifactError, ParityError, RecipeError, StorageError, TargetUnavailable
 from toolchain.export.engine import BuildEngine
 from toolchain.export.onnx_graph import export_onnx
-from toolchain.export.precision import PRECISIONS
+from toolchain.export.precision import PRECISIONS, reference_target
 from toolchain.on_device import runner as device_runner
 from toolchain.recipe import EngineSection
 from toolchain.targets import BuildOptions, EngineBuild, get_target
@@ -248,14 +250,71 @@ def test_a_batch_without_a_signature_is_split_and_never_timed():
         open_artifact(FP32).signature(2)
 
 
+def test_of_several_signatures_of_one_batch_the_first_is_run(tmp_path):
+    """Kind: a file that classifies and embeds, of which the last was run under the names of the first."""
+
+    def embeds(model):
+        other = copy.deepcopy(model.signatureDefs[0])
+        other.signatureKey, other.outputs[0].name = b"embed", b"embedding"
+        model.signatureDefs.append(other)
+
+    path = planted(FP32, tmp_path, embeds)
+    with LITERT_CPU.open(path, 1) as runner:
+        assert (
+            [*runner.infer({"image": images(1)})] == [each.name for each in open_artifact(path).outputs] == ["logits"]
+        )
+
+
+def test_an_open_batch_is_one_image_a_call(tmp_path):
+    """Kind: Keras models as TensorFlow converts them, of which slimvit said that they take batches of none."""
+
+    def opened(model):
+        model.signatureDefs = model.signatureDefs[:1]
+        model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].shapeSignature = np.array([-1, 3, 16, 16], np.int32)
+
+    artifact = open_artifact(planted(FP32, tmp_path, opened))
+    assert (artifact.batches, artifact.image.batch) == ((1,), None)
+    assert artifact.signature(1) == open_artifact(FP32).signature(1)
+    with pytest.raises(RecipeError, match="a signature for batches of 1, asked for 2"):
+        artifact.signature(2)
+    np.testing.assert_allclose(outputs(artifact.path), outputs(FP32), atol=1e-6)
+
+
+def test_a_file_that_takes_fp16_is_held_against_one_that_takes_fp32(tmp_path):
+    """Kind: fp16 files of other tools, which take fp16 as well; LiteRT's take fp32, and were not judged but refused."""
+    path = tmp_path / "half.onnx"
+    model = onnx.load(FP32.with_suffix(".onnx"))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for node in model.graph.node:
+        node.input[:] = ["image.fp32" if name == "image" else name for name in node.input]
+    steps = [("image", "image.fp16", "FLOAT16"), ("image.fp16", "image.fp32", "FLOAT")]
+    casts = [
+        onnx.helper.make_node("Cast", [before], [after], to=onnx.TensorProto.DataType.Value(kind))
+        for before, after, kind in steps
+    ]
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    assert OnnxFile(path).image.type == "float16"
+    verdict = rung(FP32, path)
+    assert verdict.verdict == "pass", verdict.reason
+
+
+def test_a_file_in_a_precision_that_no_onnx_file_has_here_is_run_by_its_runtime():
+    """Kind: weights in int4 by another tool, refused with a line about ONNX Runtime."""
+    found = SimpleNamespace(name="tflite", word=".tflite file", precision=Reading("int4"))
+    assert reference_target(found) == "litert-cpu"
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not count threads")
 def test_threads_are_those_that_were_asked_for(monkeypatch):
-    before = device_runner._os_threads()
+    before = device_runner.os_threads()
     with LITERT_CPU.open(FP32, 2) as runner:
-        assert device_runner._os_threads() == before + 1
+        assert device_runner.os_threads() == before + 1
         runner.infer({"image": images(1)})
-        assert device_runner._os_threads() == before + 1
-    monkeypatch.setattr(device_runner, "_os_threads", lambda: 5)
+        assert device_runner.os_threads() == before + 1
+    monkeypatch.setattr(device_runner, "os_threads", lambda: 5)
     with pytest.raises(TargetUnavailable, match="asked for 2 threads and started 0"), LITERT_CPU.open(FP32, 2):
         pass
 

@@ -1,5 +1,6 @@
 """Settings are read back, shapes are the feeds', and the precision is the one that runs."""
 
+import re
 import sys
 from collections import Counter
 
@@ -9,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from played.cpus import CPUS, play
 
+from toolchain.artifacts import open_artifact
 from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.targets.openvino_cpu import OPENVINO_CPU, OPENVINO_CPU_BF16, OpenVinoRunner
 
@@ -90,6 +92,41 @@ def test_a_fixed_batch_is_not_reshaped(tmp_path):
             runner.infer({"picture": np.zeros((2, 64), np.float32)})
 
 
+@pytest.mark.parametrize("names", [(), ("x",), ("x:0", "b", "x")])
+@pytest.mark.parametrize("told", [True, False])
+def test_files_of_others_are_called_by_names_that_need_not_be_there(names, told, tmp_path):
+    """Kind: what OpenVINO converts from torch, whose outputs have no names, and from TensorFlow, where inputs have several."""
+    from openvino import opset13
+
+    path, x = tmp_path / "m.xml", np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+    image = opset13.parameter([-1, 4], np.float32, name="node_x")
+    model = ov.Model([opset13.relu(image)], [image], "m")
+    model.inputs[0].get_tensor().set_names(set(names))
+    model.outputs[0].get_tensor().set_names({f"{name}.out" for name in names})
+    ov.save_model(model, path)
+    if not told:  # as OpenVINO wrote it before it told the names of outputs beside them
+        path.write_text(re.sub(r' output_names="[^"]*"', "", path.read_text()))
+    (image,), (out,) = open_artifact(path).inputs, open_artifact(path).outputs
+    assert image.name == min(names, default="node_x")
+    with OPENVINO_CPU.open(path, threads=1) as runner:
+        np.testing.assert_array_equal(runner.infer({image.name: x})[out.name], np.maximum(x, 0))
+        assert len(runner.time_ns([{image.name: x}], 3)) == 3
+
+
+def test_outputs_in_bf16_are_the_numbers_that_they_are(tmp_path):
+    """Kind: bf16 files of other tools, whose bits were read as those of fp16: 1.793 for 0.6725."""
+    path, x = tmp_path / "m.onnx", np.array([[0.6725, -0.3623, 300.0]], np.float32)
+    kinds = {"image": TensorProto.FLOAT, "logits": TensorProto.BFLOAT16}
+    io = [helper.make_tensor_value_info(name, kind, ["batch", 3]) for name, kind in kinds.items()]
+    node = helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.BFLOAT16)
+    opset = helper.make_opsetid("", 20)
+    onnx.save(
+        helper.make_model(helper.make_graph([node], "g", io[:1], io[1:]), opset_imports=[opset], ir_version=10), path
+    )
+    with OPENVINO_CPU.open(path, threads=1) as runner:
+        np.testing.assert_allclose(runner.infer({"image": x})["logits"], x, rtol=2**-8)
+
+
 def test_one_timing_has_one_shape(tmp_path):
     path, _ = written(tmp_path / "m.onnx")
     feeds = [{"image": np.zeros((batch, 64), np.float32)} for batch in (1, 2)]
@@ -113,6 +150,20 @@ def test_a_cpu_without_bf16_says_so(monkeypatch):
     assert OPENVINO_CPU.probe().details["precision"] == "f32"
     with pytest.raises(TargetUnavailable, match=r"no bf16.*FP32, INT8"):
         OPENVINO_CPU_BF16.probe()
+
+
+def test_an_openvino_without_its_cpu_plugin_says_so(monkeypatch):
+    """Kind: conda and distributions, which package the plugin by itself."""
+
+    class Bare:
+        def get_property(self, *_):
+            raise RuntimeError(
+                'Exception from core.cpp:\nDevice with "CPU" name is not registered in the OpenVINO Runtime'
+            )
+
+    monkeypatch.setattr(ov, "Core", Bare)
+    with pytest.raises(TargetUnavailable, match=r'no CPU plugin here: Device with "CPU" name is not registered'):
+        OPENVINO_CPU.probe()
 
 
 def test_without_openvino_it_says_how_to_get_it(monkeypatch, tmp_path):

@@ -89,6 +89,23 @@ def test_arithmetic_on_shapes_may_stay_on_the_cpu_and_the_same_on_values_may_not
         require_cuda("ort-cuda", path, [CUDA], {CUDA: [("of shapes", "Mul")], CPU: [("of values", "Mul")]})
 
 
+@pytest.mark.parametrize("kind", ["DOUBLE", "INT8", "FLOAT"])
+def test_a_value_on_the_cpu_is_none_of_a_shape_whatever_it_is_called_and_holds(tmp_path, kind):
+    """Kind: a file whose nodes have no names, or that computes in fp64, of which the CPU's share went unseen."""
+    io = [helper.make_tensor_value_info(name, onnx.TensorProto.DataType.Value(kind), [2, 3]) for name in ("x", "y")]
+    size = helper.make_tensor_value_info("size", onnx.TensorProto.INT64, [2])
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Neg", ["s"], ["size"]),
+        helper.make_node("Abs", ["x"], ["y"]),
+    ]
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", io[:1], [io[1], size])), path)
+    require_cuda("ort-cuda", path, [CUDA], {CUDA: [("", "Abs")], CPU: [("", "Neg"), ("", "Shape")]})
+    with pytest.raises(ArtifactError, match="1 nodes run on the CPU under ort-cuda: Abs"):
+        require_cuda("ort-cuda", path, [CUDA], {CUDA: [("", "Neg")], CPU: [("", "Abs")]})
+
+
 @pytest.mark.skipif(HERE, reason="it runs here")
 def test_without_cuda_the_target_says_what_is_missing():
     with pytest.raises(TargetUnavailable) as caught:

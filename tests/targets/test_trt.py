@@ -58,6 +58,7 @@ from toolchain.targets.tensorrt.target import TRT, TRT_RTX, TensorRT
 HAS_RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not HAS_RTX, reason="tensorrt_rtx is not installed: pip install 'slimvit[trt-rtx]'")
 NO_GPU = gpu.no_gpu()
+GPU = "NVIDIA L4"
 EVERY = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """The compute capabilities that TensorRT for RTX 1.7 builds for."""
 
@@ -254,7 +255,7 @@ def test_a_gpu_without_kernels_builds_and_does_not_run(monkeypatch, tmp_path):
     """Such as an H100, of which TensorRT for RTX knows nothing."""
     found = {"no_gpu": None, "local_capability": "9.0"}
     places = [(module, name, answer) for module in (trt_target, gpu) for name, answer in found.items()]
-    for place, name, answer in (*places, (trt_target.torch.cuda, "get_device_name", "H100")):
+    for place, name, answer in (*places, (gpu.torch.cuda, "get_device_name", "H100")):
         monkeypatch.setattr(place, name, lambda answer=answer: answer)
     info = TRT_RTX.probe()
     assert info.device == "H100 (compute capability 9.0)"
@@ -376,18 +377,20 @@ def test_every_api_name_exists_in_the_installed_module():
 def test_an_onnx_file_is_built_once_for_a_batch_and_a_gpu(onnx_file, no_gpu, tmp_path, monkeypatch, watched):
     monkeypatch.setenv("SLIMVIT_CACHE_DIR", str(tmp_path / "cache"))
     built = watched(TensorRT, "build")
-    first = cached_engine(TRT_RTX, onnx_file, 2, "8.9")
+    first = cached_engine(TRT_RTX, onnx_file, 2, "8.9", GPU)
     stamp = first.stat().st_mtime_ns
     assert [call.arguments[-1] for call in built] == [BuildOptions((2, 2, 2), ("8.9",))]
-    assert cached_engine(TRT_RTX.in_mode(Mode(graph=True)), onnx_file, 2, "8.9") == first, "a mode changes no engine"
+    assert cached_engine(TRT_RTX.in_mode(Mode(graph=True)), onnx_file, 2, "8.9", GPU) == first, (
+        "a mode changes no engine"
+    )
     assert (len(built), first.stat().st_mtime_ns) == (1, stamp)
-    others = {cached_engine(TRT_RTX, onnx_file, 3, "8.9"), cached_engine(TRT_RTX, onnx_file, 2, "8.6")}
+    others = {cached_engine(TRT_RTX, onnx_file, 3, "8.9", GPU), cached_engine(TRT_RTX, onnx_file, 2, "8.6", GPU)}
     assert len({first, *others}) == len(built) == 3
     changed = tmp_path / "changed.onnx"
     model = onnx.load(onnx_file)
     model.metadata_props.add(key="k", value="v")
     onnx.save(model, changed)
-    assert cached_engine(TRT_RTX, changed, 2, "8.9").parent != first.parent
+    assert cached_engine(TRT_RTX, changed, 2, "8.9", GPU).parent != first.parent
 
 
 def test_the_engine_of_an_open_file_is_for_the_shape_that_is_fed(tmp_path, monkeypatch):
@@ -413,8 +416,8 @@ def test_the_engine_of_an_open_file_is_for_the_shape_that_is_fed(tmp_path, monke
         def infer(self, feeds):
             return {"from": self.enter_result}
 
-    def engine_for(batch, sample):
-        return cached_engine(Stand(), path, batch, "8.9", sample)
+    def engine_for(batch, sample, called=GPU):
+        return cached_engine(Stand(), path, batch, "8.9", called, sample)
 
     with trt_runner.OnnxTrtRunner(engine_for, Opened) as runner:
         found = [
@@ -424,6 +427,7 @@ def test_the_engine_of_an_open_file_is_for_the_shape_that_is_fed(tmp_path, monke
         assert found[0] == found[2] != found[1]
         runner.infer({"a": np.zeros((2, 4)), "b": np.zeros((2, 5))})
         assert built[-1].input_shape is None, "one shape cannot be that of several inputs"
+    assert engine_for(2, (4, 8)) == found[0] != engine_for(2, (4, 8), "NVIDIA RTX 4090"), "which has other kernels"
 
 
 def test_weights_beside_the_file_belong_to_the_key_of_an_engine(onnx_file, tmp_path):
@@ -555,6 +559,13 @@ def test_a_damaged_record_of_an_engine_is_told(content, tmp_path):
     (tmp_path / "engine.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"engine\.json is damaged: .*; build the engine again"):
         BuiltEngine.beside(tmp_path / "a.engine")
+
+
+def test_what_another_engine_may_do_is_not_taken_for_this_ones(tmp_path):
+    """Kind: a foreign engine in the folder of one of ours, which may bring code: so might this one have."""
+    (tmp_path / "engine.json").write_text('{"engine": "ours.engine", "options": {"version_compatible": true}}')
+    assert BuiltEngine.beside(tmp_path / "ours.engine").options.version_compatible
+    assert BuiltEngine.beside(tmp_path / "foreign.engine") == BuiltEngine()
 
 
 def test_weights_of_another_file_are_not_put_in(tmp_path):

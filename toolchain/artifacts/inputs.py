@@ -76,9 +76,10 @@ def _spec(path: Path, port: Port, batch: int, sample: tuple[int, ...] | None) ->
         raise ArtifactError(f"{where} is no tensor of a known type")
     if port.type not in GENERATED:
         raise RecipeError(f"{where} has type {port.type}; inputs of float, integer or boolean type can be generated")
-    if not port.shape:
+    shape = (None, *(sample or (None,))) if port.shape is None else port.shape  # of which nothing is said
+    if not shape:
         raise RecipeError(f"{where} has no batch dimension; it cannot be timed at a batch")
-    fixed, declared = _sizes(port.shape)
+    fixed, declared = _sizes(shape)
     if fixed not in (None, batch):
         raise RecipeError(
             f"{where} has a fixed batch of {fixed}, asked for {batch}; pass --batch {fixed} (batch of a gate's cell), or "

@@ -99,25 +99,36 @@ class OpenVinoIr(Engine):
     def inputs(self) -> tuple[Port, ...]:
         """Its inputs."""
         ports = []
-        for layer in self._layers("Parameter"):
-            data = layer.find("data")
+        for layer in self._ends("Parameter"):
+            data, port = layer.find("data"), layer.find("output/port")
             if data is None:
                 raise ArtifactError(f"{self.path} is damaged: input {layer.get('name')!r} says no shape")
             kind = TYPES.get(data.get("element_type", ""), "")
-            ports.append(Port(layer.get("name", ""), kind, tuple(n if n >= 0 else None for n in _shape(data))))
+            names = "" if port is None else port.get("names", "")
+            ports.append(Port(_called(layer, names), kind, tuple(n if n >= 0 else None for n in _shape(data))))
         return tuple(ports)
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        """Its outputs, as the model that it was made from calls them."""
+        """Its outputs, as OpenVINO calls them; files of its earlier versions name what they are made by alone."""
+        made = {
+            (layer.get("id"), port.get("id")): port.get("names", "")
+            for layer in self.graph.iterfind("layers/layer")
+            for port in layer.iterfind("output/port")
+        }
+        edges = {each.get("to-layer"): each for each in self.graph.iterfind("edges/edge")}
         ports = []
-        for layer in self._layers("Result"):
-            port = layer.find("input/port")
+        for layer in self._ends("Result"):
+            port, edge = layer.find("input/port"), edges.get(layer.get("id"))
             dims = [] if port is None else [int(dim.text or -1) for dim in port.iter("dim")]
-            ports.append(
-                Port(layer.get("output_names", layer.get("name", "")), "", tuple(n if n >= 0 else None for n in dims))
-            )
+            names = "" if edge is None else made.get((edge.get("from-layer"), edge.get("from-port")), "")
+            called = _called(layer, layer.get("output_names") or names)
+            ports.append(Port(called, "", tuple(n if n >= 0 else None for n in dims)))
         return tuple(ports)
+
+    def _ends(self, kind: str) -> Iterator[ET.Element]:
+        """The layers of one type of the graph itself, which subgraphs have as well."""
+        return (layer for layer in self.graph.iterfind("layers/layer") if layer.get("type") == kind)
 
     @property
     def parts(self) -> Counter[Part]:
@@ -152,6 +163,11 @@ class OpenVinoIr(Engine):
             "outputs": port_facts(self.outputs),
             "nodes": dict(operators.most_common()),
         }
+
+
+def _called(layer: ET.Element, names: str) -> str:
+    """What OpenVINO calls an input or output: the first of its names, of which a converter may write many or none, else the layer."""
+    return min(filter(None, names.split(",")), default=layer.get("name", ""))
 
 
 def _shape(data: ET.Element) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -53,8 +54,8 @@ class Tflite(Engine):
 
     @property
     def batches(self) -> tuple[int, ...]:
-        """The batches that it takes, one signature each."""
-        return tuple(sorted({shape[0] for shape in self._shapes() if shape and shape[0] is not None}))
+        """The batches that it takes, one signature each; an open one is 1 as long as nobody resizes it."""
+        return tuple(sorted({shape[0] or 1 for shape in self._shapes() if shape}))
 
     def _shapes(self) -> list[tuple[int | None, ...]]:
         return [tensor.shape for each in self.content.signatures for tensor in each.inputs.values()]
@@ -127,7 +128,7 @@ class Tflite(Engine):
     def params(self) -> int:
         """The numbers stored in its tensors, without scalars and indices; those that graphs share count once."""
         return sum(
-            int(each.values.size)
+            math.prod(size or 0 for size in each.shape)
             for each in self.content.stored
             if each.shape and (each.type in FLOATS or len(each.scales))
         )

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from toolchain.devices.portable import Portable, PortableSchedule
 from toolchain.devices.targets_toml import SshSettings
-from toolchain.devices.transport import follow
+from toolchain.devices.transport import follow, how_it_died
 from toolchain.errors import (
     ArtifactError,
     DeviceLost,
@@ -60,7 +60,8 @@ exec(compile(source, "<slimvit>", "exec"))
 """
 RUNNER, STORE = Path(device_runner.__file__), Path(device_store.__file__)
 SSH_FAILED, NO_COMMAND, NOT_EXECUTABLE = 255, 127, 126
-LOOK_LIMIT_S = 180.0
+LOOK_LIMIT_S, READ_BYTES_S = 180.0, 5e6
+"""How long a device may take to answer, and how many bytes of files it reads in a second besides, from a slow card."""
 HINTS = {
     "permission denied": "install your key there: ssh-copy-id {destination}",
     "has changed and you have requested strict": "if the device was set up anew, remove its old key as ssh says: ssh-keygen -R",
@@ -190,7 +191,8 @@ class SshTransport:
         if self._there.issuperset(sources):
             return
         digests = {name: sha256(path) for name, path in sources.items()}
-        if missing := self._look(digests, "looking for the files on it").missing:
+        size = sum(path.stat().st_size for path in sources.values())
+        if missing := self._look(digests, "looking for the files on it", size).missing:
             files = [{"path": n, "sha256": digests[n], "size": sources[n].stat().st_size} for n in missing]
             total = sum(sources[name].stat().st_size for name in missing)
             progress.at(0.0, f"sending {len(files)} files, {total / 1e6:.1f} MB")
@@ -200,10 +202,11 @@ class SshTransport:
             self.sent += missing
         self._there |= set(sources)
 
-    def _look(self, digests: Mapping[str, str], stage: str) -> _Look:
+    def _look(self, digests: Mapping[str, str], stage: str, size: int = 0) -> _Look:
         modules = MODULES[self.settings.runtime]
         request = json.dumps({"files": digests, "modules": modules}).encode() + b"\n"
-        output = self._start(stage, STORE, ["look", self.settings.folder], [request], limit_s=LOOK_LIMIT_S)
+        limit_s = LOOK_LIMIT_S + size / READ_BYTES_S
+        output = self._start(stage, STORE, ["look", self.settings.folder], [request], limit_s=limit_s)
         seen = self._said(_Look, output, stage)
         for name in modules:
             if (error := seen.modules[name].get("error")) is not None:
@@ -289,7 +292,8 @@ class SshTransport:
         if code == device_runner.EXIT_FILES:
             raise MeasurementError(f"on {self._where}, while {stage}: {message}; run it again to send the files anew")
         if code == device_store.EXIT_STORAGE:
-            raise StorageError(f"on {self._where}, while {stage}: {message}")
+            place = "make room there, or name another `folder` in targets.toml"
+            raise StorageError(f"on {self._where}, while {stage}: {message}; {place}")
         if code == device_runner.EXIT_SCHEDULE:
             raise MeasurementError(f"this cannot be measured on {self._where}: {message}")
         if code == device_runner.EXIT_UNAVAILABLE:
@@ -298,16 +302,15 @@ class SshTransport:
             raise WorkloadRefused(self.name, f"{self._where}: {message}")
         if code == device_runner.EXIT_BUSY:
             raise DeviceLost(self.name, f"{self._where}: {message}")
-        if code in {NO_COMMAND, NOT_EXECUTABLE} or "is too old" in message:
+        if code in {NO_COMMAND, NOT_EXECUTABLE} or "is too old, 3.8 or newer" in message:
             fix = "install Python 3.8 or newer on it, or name an interpreter as `python` in targets.toml"
             raise TargetUnavailable(self.name, f"{self._where} cannot run {self.settings.python}: {message}.", fix)
-        killed = ", most likely for want of memory" if code == 137 else ""
-        raise MeasurementError(f"{self._where} ended with exit code {code}{killed} while {stage}: {message}")
+        raise MeasurementError(f"{self._where} ended with exit code {code}{how_it_died(code)} while {stage}: {message}")
 
     def _answer(self, output: bytes, stage: str) -> dict[str, object]:
-        """The JSON object on the last line; before it may stand whatever the device's shell says at every start."""
+        """The JSON object on the last line; before it may stand whatever the device's shell says at every start, in any encoding."""
         try:
-            answer = json.loads(output.decode().rstrip().rpartition("\n")[2])
+            answer = json.loads(output.rstrip().rpartition(b"\n")[2])
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
@@ -323,10 +326,15 @@ class SshTransport:
 
     def _client(self) -> list[str]:
         settings = self.settings
-        given = {"-F": settings.ssh_config, "-l": settings.user, "-p": settings.port}
-        options = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+        login = [] if settings.user is None else ["-l", settings.user]
         fixed = [word for key, value in OPTIONS.items() for word in ("-o", f"{key}={value}")]
-        return ["ssh", "-T", *fixed, *options, "--", settings.host]
+        return ["ssh", "-T", *fixed, *login, *self._where_to, "--", settings.host]
+
+    @property
+    def _where_to(self) -> list[str]:
+        """The options that ssh, and ssh-copy-id, need to reach the device, beside the destination."""
+        given = {"-F": self.settings.ssh_config, "-p": self.settings.port}
+        return [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
 
     def _python(self) -> str:
         """The interpreter as a word for the device's shell, where `~/` has to stay outside the quotes."""
@@ -340,7 +348,7 @@ class SshTransport:
     def _hint(self, message: str) -> str:
         lower = message.lower()
         hint = next((hint for words, hint in HINTS.items() if words in lower), "ssh {destination} true")
-        return hint.format(destination=self.destination)
+        return hint.format(destination=shlex.join([*self._where_to, self.destination]))
 
 
 def _write(stream: IO[bytes], feed: Iterable[bytes], *, keep_open: bool) -> None:

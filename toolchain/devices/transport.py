@@ -87,6 +87,14 @@ def follow(lines: Iterable[str], progress: Progress) -> deque[str]:
     return last
 
 
+def how_it_died(code: int) -> str:
+    """What the exit code of a process says of its end, to be put behind the code; a shell adds 128 to the number of a signal."""
+    return {
+        9: ", most likely for want of memory",
+        4: ", at an instruction that its processor lacks: install numpy and the runtime in builds for that processor",
+    }.get(-code if code < 0 else code - 128, "")
+
+
 @contextlib.contextmanager
 def alone(progress: Progress) -> Iterator[None]:
     """A block that one process of this machine enters at a time, as far as its cache can be written."""
@@ -126,4 +134,6 @@ def _start(command: list[str], environment: dict[str, str], progress: Progress, 
     if code == device_runner.EXIT_SCHEDULE:
         raise MeasurementError(f"this cannot be measured here: {message}")
     if code != 0:
-        raise MeasurementError(f"a measuring process ended with exit code {code}; its last lines:\n{message}")
+        raise MeasurementError(
+            f"a measuring process ended with exit code {code}{how_it_died(code)}; its last lines:\n{message}"
+        )

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.onnx_file import FP32
-from toolchain.export.calls import Array, opened
+from toolchain.export.calls import Array, Call, Outputs, opened_outputs
 from toolchain.export.precision import COMPARED, PRECISIONS, for_output, reference_target, tolerance_of
 from toolchain.export.unrounded import unrounded
 from toolchain.model import Preprocess
+from toolchain.outputs import LOGITS
 from toolchain.parity import BATCHES, Rung, Tolerance, compare, not_run
 from toolchain.targets import EngineBuild, Interpreted, get_target
 
@@ -49,7 +50,9 @@ def engine_rung(
         reason = f"{from_} is {reading}, for which slimvit has no tolerance"
         return not_run(from_, to, tolerance=TF32, reason=reason)
     tolerance = for_output(tolerance, source.output)
-    described, exact = source, None
+    # An engine of single batches tells itself what it takes: fp32, say, where its file takes fp16.
+    described, exact = open_artifact(built.path) if built.record.batches else source, None
+    preprocess = source.preprocess or preprocess
     if isinstance(target, Interpreted) and target.probe().cannot_run:
         exact = target.max_abs.get(reading.name)
         to, described = f"{to}, {target.interpreter}", open_artifact(built.path)
@@ -61,17 +64,38 @@ def engine_rung(
     batches = sorted({*batches, -(-wanted // step) * step})
     given, real = images(max(batches)), available is not None
 
+    names = compared_outputs(source)
+
+    def chosen(run: Outputs) -> Call:
+        """The outputs that are compared."""
+
+        def call(images: Array) -> tuple[Array, ...]:
+            outputs = run(images)
+            return tuple(outputs[name] for name in names)
+
+        return call
+
     if exact is not None:  # what rounding costs depends on the weights, and what the program computes does not
         allowed = replace(tolerance, max_abs=exact)
-        with opened(
+        with opened_outputs(
             target.name, built.path, described_by=described, preprocess=preprocess, step=step, rounded=False
         ) as got:
-            expected = unrounded(source, preprocess)
-            rung = compare(from_, to, expected, got, given, tolerance=allowed, real_images=real, batches=batches)
+            expected = chosen(unrounded(source, preprocess))
+            rung = compare(
+                from_, to, expected, chosen(got), given, tolerance=allowed, real_images=real, batches=batches
+            )
         if rung.verdict == "fail":
             return replace(rung, reason=f"{rung.reason}, with no activation rounded")
     with (
-        opened(reference_target(source), source.path, preprocess=preprocess) as expected,
-        opened(target.name, built.path, described_by=described, preprocess=preprocess, step=step) as got,
+        opened_outputs(reference_target(source), source.path, preprocess=preprocess) as reference,
+        opened_outputs(target.name, built.path, described_by=described, preprocess=preprocess, step=step) as got,
     ):
-        return compare(from_, to, expected, got, given, tolerance=tolerance, real_images=real, batches=batches)
+        return compare(
+            from_, to, chosen(reference), chosen(got), given, tolerance=tolerance, real_images=real, batches=batches
+        )
+
+
+def compared_outputs(source: Artifact) -> list[str]:
+    """The outputs of a file that its engines are held to, "logits" first: all with numbers for each image, else the main one."""
+    names = [name for name, rank in source.ranks.items() if name not in source.choices and rank not in (0, 1)]
+    return sorted(names, key=lambda name: name != LOGITS) or [source.main_output]

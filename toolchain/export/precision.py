@@ -189,16 +189,20 @@ def tolerance_of(*readings: Reading) -> Tolerance | None:
 
 
 def reference_target(artifact: Artifact) -> str:
-    """The first target here that can run an artifact, in its kind and precision; raises TargetUnavailable if there is none."""
-    if (known := PRECISIONS.get(artifact.precision.name)) is not None:
-        return runs_on(known, artifact.name)
+    """The first target here that can run an artifact, an ONNX file in its precision; raises TargetUnavailable if there is none.
+
+    Files of any other kind are their runtime's own, whatever they hold.
+    """
+    known = PRECISIONS.get(artifact.precision.name)
+    if known is not None and artifact.name == OnnxFile.name:
+        return runs_on(known)
     takers = [name for name, target in TARGETS.items() if artifact.name in target.takes]
     return _first_that_runs(takers, f"{artifact.word}s")
 
 
-def runs_on(precision: Precision, kind: str = OnnxFile.name) -> str:
-    """The first target here that can run artifacts of a precision and a kind; raises TargetUnavailable if there is none."""
-    loaders = [name for name, target in TARGETS.items() if kind in target.takes and precision.product in target.loads]
+def runs_on(precision: Precision) -> str:
+    """The first target here that can run ONNX files of a precision; raises TargetUnavailable if there is none."""
+    loaders = [n for n, each in TARGETS.items() if OnnxFile.name in each.takes and precision.product in each.loads]
     return _first_that_runs(loaders, precision.name, f"; it needs {precision.needs}" if precision.needs else "")
 
 

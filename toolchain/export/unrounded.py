@@ -7,13 +7,13 @@ import torch
 
 from toolchain.artifacts import Artifact
 from toolchain.artifacts.onnx_plain import plain
-from toolchain.export.calls import STEP, Array, Call, feeds_of, in_parts, judged
+from toolchain.export.calls import STEP, Array, Outputs, feeds_of, in_parts
 from toolchain.interpreter import graph_of, module_of
 from toolchain.model import Preprocess
 
 
-def unrounded(file: Artifact, preprocess: Preprocess | None = None) -> Call:
-    """Images [B, C, H, W] → the outputs of an ONNX file that are compared, computed in torch with no activation rounded.
+def unrounded(file: Artifact, preprocess: Preprocess | None = None) -> Outputs:
+    """Images [B, C, H, W] → name → output of an ONNX file, computed in torch with no activation rounded.
 
     Args:
         file: its weights stay what they are, rounded to the types that hold them.
@@ -32,5 +32,4 @@ def unrounded(file: Artifact, preprocess: Preprocess | None = None) -> Call:
         several = values if isinstance(values, tuple) else (values,)
         return {name: np.asarray(each) for name, each in zip(module.output_names, several, strict=True)}
 
-    run = in_parts(call, batch or STEP, fill=batch is not None)
-    return lambda images: judged(run(images))
+    return in_parts(call, batch or STEP, fill=batch is not None)

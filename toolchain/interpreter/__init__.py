@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from toolchain.interpreter.graph import GraphModule, graph_of, module_of
+from toolchain.interpreter.graph import GraphModule, graph_of, module_of, traced
 
-__all__ = ["GraphModule", "graph_of", "module_of"]
+__all__ = ["GraphModule", "graph_of", "module_of", "traced"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,12 +19,15 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolchain.errors import ArtifactError, StorageError, fault_words
+from toolchain.errors import ArtifactError, SlimvitError, StorageError, fault_words
+from toolchain.foreign import reason
 from toolchain.interpreter.lifetimes import last_uses
 from toolchain.interpreter.operators import OPERATORS, SHAPES, Operator
 
 DOMAINS = ("", "ai.onnx")
 """Where the operators live that are understood."""
+OLDEST = 13
+"""The first opset whose axes and sizes are inputs, and whose Softmax is over one axis, as the operators here have them."""
 Array = NDArray[Any]
 Value = Tensor | Array | None
 
@@ -35,13 +39,13 @@ def module_of(model: onnx.ModelProto | Path, operators: Mapping[str, Operator] =
     becomes a linear, with the bias that is added to it: what converters and quantisers look for.
 
     Args:
-        model: the file, or what is in it; its opset is 18 or newer.
+        model: the file, or what is in it.
         operators: what each is in torch; a converter may want some in another form that computes the same. Linears stay what they
             are.
 
     Raises:
         StorageError: it cannot be read.
-        ArtifactError: it is no ONNX model, or has an operator, an attribute or a type that is not understood.
+        ArtifactError: it is no ONNX model, or has an opset, an operator, an attribute or a type that is not understood.
     """
     return GraphModule(graph_of(model) if isinstance(model, Path) else model, operators)
 
@@ -54,6 +58,17 @@ def graph_of(path: Path) -> onnx.ModelProto:
         raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except Exception as error:  # protobuf's own, which has no public base
         raise ArtifactError(f"{path} is no ONNX model, or is truncated: {error}") from error
+
+
+@contextmanager
+def traced(path: Path) -> Iterator[None]:
+    """A block in which torch carries out or traces the graph of a file; what torch raises in it becomes an ArtifactError."""
+    try:
+        yield
+    except SlimvitError:
+        raise
+    except Exception as error:  # torch's own, of any class
+        raise ArtifactError(f"torch cannot export {path}: {reason(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,12 @@ class GraphModule(nn.Module):
     def __init__(self, model: onnx.ModelProto, operators: Mapping[str, Operator] = OPERATORS) -> None:
         """Reads the graph; raises ArtifactError for an unknown operator, attribute or type."""
         super().__init__()
+        opset = max((each.version for each in model.opset_import if each.domain in DOMAINS), default=OLDEST)
+        if opset < OLDEST:
+            raise ArtifactError(
+                f"the graph is of opset {opset}, and the interpreter of ONNX files understands {OLDEST} and later ones: export it "
+                "anew, or bring it there with onnx.version_converter"
+            )
         self._operators = operators
         graph = model.graph
         self._constants: dict[str, Array] = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
@@ -219,7 +240,12 @@ class GraphModule(nn.Module):
             return tensor
         if not name:
             return None
-        return values[name] if name in values else self._constants[name]
+        found = values.get(name, self._constants.get(name))
+        if found is None:
+            raise ArtifactError(
+                f"{name!r} is an output beside the first of its node, which the interpreter does not understand"
+            )
+        return found
 
 
 _WEIGHT = "weight:"

@@ -29,8 +29,15 @@ from toolchain.on_device import runner as device_runner
 from toolchain.on_device.runner import MODULES, Samples, Schedule
 from toolchain.progress import Progress
 
-RUN_SH = '#!/bin/sh\n# PYTHON names another interpreter: PYTHON=/opt/venv/bin/python sh run.sh\n\
-cd "$(dirname "$0")" && exec "${PYTHON:-python3}" run.py\n'
+RUN_SH = """#!/bin/sh
+# PYTHON names another interpreter: PYTHON=/opt/venv/bin/python sh run.sh
+cd "$(dirname "$0")" || exit 74
+PYTHON=${PYTHON:-python3}
+"$PYTHON" -c 'import sys
+if sys.version_info < (3, 8):
+    sys.exit("Python " + sys.version.split()[0] + " is too old, 3.8 or newer is needed; PYTHON=... names another one")' || exit 5
+exec "$PYTHON" run.py
+"""
 README = """A slimvit comparison, to be measured on this device.
 
 It needs Python 3.8 or newer with {modules}, and no network.

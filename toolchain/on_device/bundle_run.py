@@ -1,9 +1,10 @@
 """The sessions of a bundle, run on a device without a network. Standard library only, Python 3.8.
 
-Usage: `python run.py`, in the unpacked folder. Every file is checked against bundle.json; each session runs in a fresh
-process; finished ones are kept in sessions/ until all are there, so that a run that was cut off goes on; result.json is what
-to send back. Another run measures anew, and calls the result before it result.old.json. Exit codes: 0 good, 4 the bundle
-is incomplete or altered, 5 this Python lacks something; else that of the session that failed.
+Usage: `python run.py`, in the unpacked folder, by run.sh, which refuses a Python too old to read this. Every file is checked
+against bundle.json; each session runs in a fresh process; finished ones are kept in sessions/ until all are there, so that a
+run that was cut off goes on; result.json is what to send back. Another run measures anew, and calls the result before it
+result.old.json. Exit codes: 0 good, 4 the bundle is incomplete or altered, 5 this Python lacks something; else that of the
+session that failed.
 """
 
 from __future__ import annotations
@@ -34,13 +35,11 @@ def body_sha256(result: Mapping[str, object]) -> str:
 
 
 def lacks(needed: Sequence[str]) -> str:
-    """What keeps this Python from measuring, and what brings it; "" if nothing does.
+    """Which modules this Python lacks, and what brings them; "" if it has all.
 
     Args:
         needed: the modules of bundle.json.
     """
-    if sys.version_info < (3, 8):  # noqa: UP036 - devices have whatever they have
-        return f"Python {sys.version.split()[0]} is too old, 3.8 or newer is needed; PYTHON=… names another one"
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} cannot be imported; {sys.executable} -m pip install {' '.join(needed)}"

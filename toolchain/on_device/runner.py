@@ -58,7 +58,7 @@ FLAGS = frozenset(
 GPU_MACHINE = ("name", "driver_version", "power.limit")
 GPU_STATE = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_throttle_reasons.active")
 # A Raspberry Pi's firmware, in hex digits: of these bits the lowest four hold now (low voltage, capped, throttled, hot).
-PI_THROTTLED, PI_NOW = "/sys/devices/platform/soc/soc:firmware/get_throttled", 0xF
+PLATFORM, PI_THROTTLED, PI_NOW = "/sys/devices/platform", "soc*/soc*:firmware/get_throttled", 0xF
 PI_HEX = "(0x)?[0-9a-fA-F]+"
 CGROUPS, OWN_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
 X86 = ("x86_64", "i686", "AMD64")
@@ -278,17 +278,18 @@ class LiteRtRunner(FixedBatches):
     def _load(self) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        before = _os_threads()
+        before = os_threads()
         interpreter = Interpreter(model_path=self.path, num_threads=self.threads)
         interpreter.allocate_tensors()
-        started, wanted = _os_threads() - before, self.threads - 1
+        started, wanted = os_threads() - before, self.threads - 1
         if started < wanted and before:  # it cannot be asked how many it has
             raise WorkloadRefused(f"LiteRT was asked for {self.threads} threads and started {started}, not {wanted}")
         for key in interpreter.get_signature_list():
             call = interpreter.get_signature_runner(key)
             shapes = {name: each["shape"].tolist() for name, each in call.get_input_details().items()}
             batch = next(iter(shapes.values()))[0]
-            self.calls[batch], self.shapes[batch] = functools.partial(_by_name, call), shapes
+            if batch not in self.calls:  # a file of others may have several, of which the first is what it is known by
+                self.calls[batch], self.shapes[batch] = functools.partial(_by_name, call), shapes
 
 
 def _by_name(call: Callable[..., dict[str, Array]], feeds: Feeds) -> dict[str, Array]:
@@ -357,7 +358,7 @@ def _by_place(method: Any, inputs: Sequence[str], outputs: Sequence[str], feeds:
     return dict(zip(outputs, (each.numpy() for each in method.execute(given))))  # noqa: B905
 
 
-def _os_threads() -> int:
+def os_threads() -> int:
     """How many threads this process has as the system counts them; 0 where it does not tell."""
     tasks = Path("/proc/self/task")
     return sum(1 for _ in tasks.iterdir()) if tasks.is_dir() else 0
@@ -440,11 +441,11 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
     runners = list(runners)
     cpuinfo = _read("/proc/cpuinfo") or ""
     found = set((_cpu_field(cpuinfo, "flags") or _cpu_field(cpuinfo, "Features") or "").split())
-    governors = sorted(set(_read_all_cpus("cpufreq/scaling_governor")))
-    clocks_khz = [float(text) for text in _read_all_cpus("cpufreq/scaling_cur_freq")]
+    governors = sorted(set(_read_cpus("cpufreq/scaling_governor")))
+    clocks_khz = [float(text) for text in _read_cpus("cpufreq/scaling_cur_freq")]
     clocks_mhz = [khz / 1e3 for khz in clocks_khz] or [float(t) for t in re.findall(r"cpu MHz\s*:\s*([\d.]+)", cpuinfo)]
-    throttled = [int(text) for text in _read_all_cpus("thermal_throttle/core_throttle_count")]
-    firmware = _read(PI_THROTTLED)
+    throttled = [int(text) for text in _read_cpus("thermal_throttle/core_throttle_count")]
+    firmware = next(filter(None, map(_read, Path(PLATFORM).glob(PI_THROTTLED))), None)
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in RUNTIMES}
     for runner in runners:
         loaded.update(getattr(runner, "versions", {}))
@@ -455,7 +456,7 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
             "cpu": cpu_model(),
             "flags": sorted(FLAGS & found),
             "cores": os.cpu_count(),
-            "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            "affinity": _usable() or None,
             **({"cpu_quota": quota[0]} if quota else {}),
             "governor": ",".join(governors) or None,
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -465,9 +466,9 @@ def fingerprint(threads: int, runners: Iterable[object] = ()) -> dict[str, dict[
             **({"gpus": gpus[0], "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES")} if gpus[0] else {}),
         },
         "state": {
-            # Of the fastest core: on a machine with many of them most are at rest, whatever one thread does.
+            # Of the fastest core that may be used: on a machine with many of them most are at rest, whatever one thread does.
             "frequency_mhz": round(max(clocks_mhz)) if clocks_mhz else None,
-            "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+            "load_average": _load_average(),
             "throttle_count": sum(throttled) if throttled else None,
             **({"quota_stops": quota[1]} if quota else {}),
             "cpu_seconds": cpu_seconds(runners),
@@ -520,7 +521,7 @@ def cpu_quota() -> tuple[float, int] | None:
 
 def usable_cores() -> int:
     """How many threads can run at once: one on each core that this process may use, while its container has time for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(_usable()) or os.cpu_count() or 1
     quota = cpu_quota()
     # Rounded up on purpose: two threads are right for the time of 1.5 cores, though they are stopped at times.
     return cores if quota is None else min(cores, math.ceil(quota[0]))
@@ -535,22 +536,45 @@ def usable_words(usable: int) -> str:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system knows it, with the board's where there is a device tree."""
+    """The processor's name as the system knows it, with the board's where there is a device tree; of the cores that may be used."""
     cpuinfo = _read("/proc/cpuinfo") or ""
-    part = [_cpu_field(cpuinfo, field) for field in ("CPU implementer", "CPU part")]
-    name = _cpu_field(cpuinfo, "model name") or " ".join(["cpu", *filter(None, part)] if any(part) else [])
+    kinds: list[str] = []
+    for core in cpuinfo.split("\n\n"):  # Arm's, which may be of several kinds
+        part = [_cpu_field(core, field) for field in ("CPU implementer", "CPU part")]
+        if any(part) and _cpu_field(core, "processor") in (None, *map(str, _usable())):
+            kinds.append(" ".join(filter(None, part)))
+    name = _cpu_field(cpuinfo, "model name") or " and ".join(["cpu " + each for each in dict.fromkeys(kinds)])
+    if not name and platform.system() == "Darwin":  # where Python calls all of Apple's "arm"
+        name = _output(["sysctl", "-n", "machdep.cpu.brand_string"]).strip()
     board = (_read("/proc/device-tree/model") or "").strip("\0")
     return ", ".join(filter(None, [board, name or platform.processor() or platform.machine()]))
 
 
+def _usable() -> list[int]:
+    """The cores that this process may use; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _load_average() -> list[float] | None:
+    """The load of the last 1, 5 and 15 minutes; None where the system does not tell, as Windows and Android."""
+    try:
+        return list(os.getloadavg())
+    except (AttributeError, OSError):
+        return None
+
+
+def _output(command: Sequence[str]) -> str:
+    """What a program prints; "" where it is not there or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _nvidia_smi(fields: Sequence[str]) -> list[dict[str, str]]:
     """Those fields of every NVIDIA GPU, as nvidia-smi prints them; none where it is not there or has no answer."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    printed = _output(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"])
+    rows = [[word.strip() for word in line.split(",")] for line in printed.splitlines() if line.strip()]
     return [dict(zip(fields, row)) for row in rows if len(row) == len(fields)]  # noqa: B905  (strict= is Python 3.10)
 
 
@@ -566,8 +590,10 @@ def _read(path: str | Path) -> str | None:
         return None
 
 
-def _read_all_cpus(name: str) -> list[str]:
-    return [text for text in map(_read, Path("/sys/devices/system/cpu").glob(f"cpu[0-9]*/{name}")) if text]
+def _read_cpus(name: str) -> list[str]:
+    """What the system says of each core that this process may use; the others may be of another kind, and do nothing."""
+    folder = "/sys/devices/system/cpu"
+    return [text for core in _usable() if (text := _read(f"{folder}/cpu{core}/{name}"))]
 
 
 def run_schedule(
@@ -609,11 +635,13 @@ def run_schedule(
             except Exception as error:
                 raise _failed(f"{name} ({variant['path']})", runtime, error) from error
             for output, array in outputs.items():
-                if not np.isfinite(array).all():
+                if (
+                    np.asarray(array).dtype.kind not in "OSU" and not np.isfinite(array).all()
+                ):  # names of classes are finite
                     raise VariantError(f"{name} ({variant['path']}): output {output!r} has values that are not finite")
             if name not in runners:  # else it is the last, which is there to be the last
                 runners[name], feeds[name] = runner, feed
-                facts[name] = {"outputs": [list(array.shape) for array in outputs.values()]}
+                facts[name] = {"outputs": [list(np.shape(array)) for array in outputs.values()]}
         before = fingerprint(schedule["threads"], runners.values())
         slots: dict[tuple[str, str], tuple[int, int]] = {}
         for variant in schedule["variants"]:

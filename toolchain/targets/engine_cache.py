@@ -8,6 +8,7 @@ from typing import Protocol
 from toolchain.artifacts import open_artifact
 from toolchain.files import digest_of, exclusive, user_cache
 from toolchain.targets.base import BuildOptions, EngineBuild
+from toolchain.version import tool
 
 
 class Builder(Protocol):
@@ -26,7 +27,7 @@ class Builder(Protocol):
 
 
 def cached_engine(
-    builder: Builder, onnx: Path, batch: int, capability: str, sample: tuple[int, ...] | None = None
+    builder: Builder, onnx: Path, batch: int, capability: str, gpu: str, sample: tuple[int, ...] | None = None
 ) -> Path:
     """The engine of an ONNX file for one batch and one GPU; what was built before is taken again.
 
@@ -35,6 +36,7 @@ def cached_engine(
         onnx: the file.
         batch: the only one that it takes.
         capability: compute capability of the GPU.
+        gpu: its name: the kernels of an engine are chosen on one model, and are others on another of the same capability.
         sample: shape of one sample, which the file may leave open; None for a file of several inputs.
 
     Raises:
@@ -42,7 +44,7 @@ def cached_engine(
         ArtifactError: the file is damaged, or the runtime refuses it.
     """
     source = open_artifact(onnx).sha256
-    folder = user_cache() / "engines" / digest_of(builder.runtime, capability, batch, sample, source)
+    folder = user_cache() / "engines" / digest_of(tool(), builder.runtime, capability, gpu, batch, sample, source)
     with exclusive(folder):
         kept = sorted(folder.glob("*.engine"))  # written whole or not at all
         if kept:

@@ -176,3 +176,8 @@ def local_capability() -> str:
     """Compute capability of torch's current GPU, such as "8.9"."""
     major, minor = torch.cuda.get_device_capability()
     return f"{major}.{minor}"
+
+
+def local_gpu() -> str:
+    """Name of torch's current GPU, with its compute capability."""
+    return f"{torch.cuda.get_device_name()} (compute capability {local_capability()})"

@@ -15,6 +15,7 @@ from toolchain.errors import ArtifactError, RecipeError, StorageError, TargetUna
 from toolchain.foreign import imported, reason
 from toolchain.on_device.runner import Runner, cpu_model, time_calls_ns
 from toolchain.targets.base import (
+    Array,
     Arrays,
     BuildOptions,
     EngineBuild,
@@ -70,9 +71,9 @@ class OpenVinoRunner:
             TargetUnavailable: it compiles it, but not with the precision, threads and streams that were asked for.
         """
         request = self.request(feeds)
-        results = request.infer(feeds, share_inputs=True)
+        results = request.infer(self._fed(feeds), share_inputs=True)
         # A compiled port may have the name of a cast that was dropped as well: the model's own name is the right one.
-        return {port.get_any_name(): results[index] for index, port in enumerate(self._model.outputs)}
+        return {_called(port): _floats(port, results[index]) for index, port in enumerate(self._model.outputs)}
 
     def time_ns(self, feeds: Sequence[Feeds], samples: int) -> list[int]:
         """Wall time of each of `samples` synchronous calls in nanoseconds; arrays enter and leave without a copy.
@@ -83,15 +84,16 @@ class OpenVinoRunner:
         if len({_shapes(feed) for feed in feeds}) > 1:
             raise RecipeError(f"{self.path}: one timing needs feeds of one shape, got {[_shapes(f) for f in feeds]}")
         call = functools.partial(self.request(feeds[0]).infer, share_inputs=True, share_outputs=True)
-        return time_calls_ns(call, feeds, samples)
+        return time_calls_ns(call, [self._fed(feed) for feed in feeds], samples)
 
     def node_times(self, feeds: Sequence[Feeds], calls: int) -> list[NodeTime]:
         """The time of every node that was executed in one of `calls` calls; the runner must be opened as profiled."""
         request = self.request(feeds[0])
+        fed = [self._fed(feed) for feed in feeds]
         kinds: dict[str, str] = {}
         spent: defaultdict[str, list[float]] = defaultdict(list)
         for index in range(calls):
-            request.infer(feeds[index % len(feeds)], share_inputs=True, share_outputs=True)
+            request.infer(fed[index % len(fed)], share_inputs=True, share_outputs=True)
             for node in request.get_profiling_info():
                 if node.status == node.Status.EXECUTED:
                     kinds[node.node_name] = node.node_type
@@ -107,10 +109,14 @@ class OpenVinoRunner:
             self._requests[shapes] = self._compile(shapes).create_infer_request()
         return self._requests[shapes]
 
+    def _fed(self, feeds: Feeds) -> Any:
+        """Position of each input → what it is fed: OpenVINO knows no input by the name of its node."""
+        return {index: feeds[_called(port)] for index, port in enumerate(self._model.inputs)}
+
     def _compile(self, shapes: Shapes) -> Any:
         ov, given, model = _load(self._target), dict(shapes), self._model.clone()
         for port in model.inputs:
-            name, declared = port.get_any_name(), port.partial_shape
+            name, declared = _called(port), port.partial_shape
             if name not in given or not declared.compatible(ov.PartialShape(list(given[name]))):
                 got = list(given[name]) if name in given else "nothing"
                 raise RecipeError(f"{self.path}: input {name!r} takes shape {declared}, got {got}")
@@ -122,7 +128,7 @@ class OpenVinoRunner:
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            model.reshape({name: list(shape) for name, shape in shapes})
+            model.reshape({index: list(given[_called(port)]) for index, port in enumerate(model.inputs)})
             compiled = self._core.compile_model(model, DEVICE, {**settings, "PERF_COUNT": self._profiled})
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO {ov.__version__} cannot compile {self.path}: {reason(error)}") from error
@@ -168,7 +174,10 @@ class OpenVinoCpu(Profiled):
     def probe(self) -> TargetInfo:
         """The runtime and the CPU; raises TargetUnavailable if openvino is missing or the CPU lacks the precision."""
         ov = _load(self.name)
-        able = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        try:
+            able = ov.Core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+        except RuntimeError as error:
+            raise TargetUnavailable(self.name, f"OpenVINO has no CPU plugin here: {reason(error)}", INSTALL) from error
         if self.precision == "bf16" and "BF16" not in able:
             raise TargetUnavailable(
                 self.name, f"{cpu_model()} has no bf16 instructions that OpenVINO uses (it has {', '.join(able)})"
@@ -236,10 +245,10 @@ def _fix_shape(ov: ModuleType, model: Any, onnx: Path, sample: tuple[int, ...]) 
         wanted = [declared[0], *sample] if dims else []
         if len(model.inputs) > 1 or not declared.compatible(ov.PartialShape(wanted)):
             raise RecipeError(
-                f"{onnx}: input {port.get_any_name()!r} takes {declared}, and --input-shape asks for {list(sample)} per "
+                f"{onnx}: input {_called(port)!r} takes {declared}, and --input-shape asks for {list(sample)} per "
                 "sample; what is fixed stays as it is"
             )
-        model.reshape({port.get_any_name(): ov.PartialShape(wanted)})
+        model.reshape({port: ov.PartialShape(wanted)})
 
 
 def _weights(model: Any) -> list[Any]:
@@ -251,6 +260,20 @@ def _weights(model: Any) -> list[Any]:
 
 def _load(target: str) -> ModuleType:
     return imported("openvino", target, INSTALL)
+
+
+def _called(port: Any) -> str:
+    """What an input or output is called: the first of its names, of which a converter may write many or none, else that of its node."""
+    name: str = min(port.get_names(), default=port.get_node().get_friendly_name())
+    return name
+
+
+def _floats(port: Any, values: Array) -> Array:
+    """The values of an output. numpy has no bf16, and OpenVINO gives the bits of its numbers as if they were of fp16."""
+    if port.get_element_type().get_type_name() != "bf16" or values.dtype != np.float16:
+        return values
+    widened: Array = (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return widened
 
 
 def _shapes(feeds: Feeds) -> Shapes:

@@ -17,7 +17,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 from toolchain.errors import ArtifactError, TargetUnavailable
 from toolchain.on_device.runner import Runner, ort_options
 from toolchain.targets.base import Feeds, Target, TargetInfo, TargetProfile
-from toolchain.targets.gpu import GpuRunner, local_capability, no_gpu, to_host
+from toolchain.targets.gpu import GpuRunner, local_gpu, no_gpu, to_host
 from toolchain.targets.mode import EVERY_MODE, Mode
 
 NAME = "ort-cuda"
@@ -33,6 +33,8 @@ SHAPE_OPS = frozenset(
     | {"ConstantOfShape", "Equal", "Where", "Identity"}
 )
 """What computes shapes. ONNX Runtime keeps it on the CPU on purpose: those values are read by the host."""
+SHAPE_TYPES = (onnxlib.TensorProto.INT32, onnxlib.TensorProto.INT64, onnxlib.TensorProto.BOOL)
+"""The types of shapes, and of what is computed of them."""
 
 
 class OrtCudaRunner(GpuRunner):
@@ -156,7 +158,7 @@ def require_cuda(
             target, f"ONNX Runtime could not load its CUDA provider and fell back to {', '.join(providers)}", INSTALL
         )
     integers = _integer_nodes(path)
-    left = [(n, op) for n, op in nodes.get(CPU, ()) if op not in SHAPE_OPS and n not in integers]
+    left = [(n, op) for n, op in nodes.get(CPU, ()) if op not in SHAPE_OPS and (n, op) not in integers]
     if left:
         few = ", ".join(f"{op} {name}" for name, op in left[:5])
         raise ArtifactError(
@@ -167,16 +169,19 @@ def require_cuda(
         raise ArtifactError(f"{path}: no node runs on the GPU under {target}")
 
 
-def _integer_nodes(path: Path) -> set[str]:
-    """Names of the nodes all of whose outputs are integers or booleans, as far as shape inference tells."""
+def _integer_nodes(path: Path) -> set[tuple[str, str]]:
+    """(name, operator) of the nodes that compute shapes: of all that are called so every output is such a number.
+
+    As far as shape inference tells. Nodes need not have names, and those without one are called alike.
+    """
     try:
         model = onnxlib.shape_inference.infer_shapes(onnxlib.load(path, load_external_data=False))
     except Exception:  # noqa: BLE001 - what cannot be told is not excused
         return set()
-    floats = (onnxlib.TensorProto.FLOAT, onnxlib.TensorProto.FLOAT16, onnxlib.TensorProto.BFLOAT16)
-    values = (*model.graph.value_info, *model.graph.output)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in values}
-    return {n.name for n in model.graph.node if all(kinds.get(o, floats[0]) not in floats for o in n.output)}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)}
+    nodes = [(node, (node.name, node.op_type)) for node in model.graph.node]
+    others = {called for node, called in nodes if any(kinds.get(name, 0) not in SHAPE_TYPES for name in node.output)}
+    return {called for _, called in nodes} - others
 
 
 class OrtCuda(Target):
@@ -214,8 +219,7 @@ class OrtCuda(Target):
             raise TargetUnavailable(self.name, reason, INSTALL)
         if (missing := no_gpu()) is not None:
             raise TargetUnavailable(self.name, missing)
-        device = f"{torch.cuda.get_device_name()} (compute capability {local_capability()})"
-        return TargetInfo(self.name, "onnxruntime", ort.__version__, device)
+        return TargetInfo(self.name, "onnxruntime", ort.__version__, local_gpu())
 
     def _open(self, path: Path, threads: int) -> Runner:  # noqa: ARG002
         """A runner of the ONNX file; `threads` is a matter of CPUs and has no meaning here."""

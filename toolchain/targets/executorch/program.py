@@ -20,7 +20,7 @@ from toolchain.artifacts.onnx_file import FP32, OnnxFile
 from toolchain.artifacts.onnx_plain import Codes, Plain, plain, weighted
 from toolchain.errors import ArtifactError, RecipeError
 from toolchain.foreign import reason
-from toolchain.interpreter import GraphModule, module_of
+from toolchain.interpreter import GraphModule, module_of, traced
 from toolchain.interpreter.operators import OPERATORS
 from toolchain.on_device.runner import PTE_FORM, PTE_NAMES
 from toolchain.targets.executorch.int8 import original, require_codes, require_scales, with_codes
@@ -115,13 +115,11 @@ def _exported(path: Path, module: GraphModule, signature: Signature, codes: Mapp
     """The graph at the shapes of one batch."""
     by_name = dict(zip(signature.names, signature.inputs, strict=True))
     feeds = tuple(torch.from_numpy(np.ones(by_name[name].shape, by_name[name].dtype)) for name in module.input_names)
-    try:
+    with traced(path):
         exported = torch.export.export(module, feeds)
-        return with_codes(exported, feeds, codes) if codes else exported
-    except ArtifactError:
-        raise
-    except Exception as error:  # torch's own, of any class
-        raise ArtifactError(f"torch cannot export {path}: {reason(error)}") from error
+        if codes:
+            exported = with_codes(exported, feeds, codes)
+    return exported
 
 
 def _method(path: Path, name: str, program: ExportedProgram, stored: Mapping[str, str]) -> Method:

@@ -22,7 +22,7 @@ from toolchain.artifacts.onnx_layers import named_weights
 from toolchain.artifacts.onnx_plain import Codes, plain, weighted
 from toolchain.artifacts.onnx_walk import linked
 from toolchain.errors import ArtifactError, RecipeError
-from toolchain.interpreter import GraphModule, module_of
+from toolchain.interpreter import GraphModule, module_of, traced
 from toolchain.interpreter.operators import OPERATORS, Attributes, Value
 from toolchain.parity import TOLERANCES
 
@@ -107,9 +107,10 @@ class Source:
         inputs = [self._inputs(batch, sample) for batch in batches]
         self._require_same(named, inputs[0])
         for batch, given in zip(batches, inputs, strict=True):
-            program = torch.export.export(named, (), given)
-            if self.precision != FP32:
-                program = program.run_decompositions({torch.ops.aten.layer_norm.default: scaled_norm})
+            with traced(self.file.path):
+                program = torch.export.export(named, (), given)
+                if self.precision != FP32:
+                    program = program.run_decompositions({torch.ops.aten.layer_norm.default: scaled_norm})
             torch.export.save(program, folder / f"b{batch}.pt2")
         arrays: dict[str, Array] = {}
         for name, codes in self.codes.items():
@@ -130,7 +131,7 @@ class Source:
 
     def _require_same(self, converted: Named, inputs: dict[str, Tensor]) -> None:
         """Raises ArtifactError where the graph gives other outputs than before what is constant was taken into its linears."""
-        with torch.inference_mode():
+        with traced(self.file.path), torch.inference_mode():
             expected = Named(module_of(plain(onnx.load(self.file.path)).model))(**inputs)
             got = converted(**inputs)
         bound = TOLERANCES[FP32].max_abs or 0.0

@@ -10,16 +10,12 @@ import gc
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolchain.on_device.runner import time_calls_ns
+from toolchain.on_device.runner import os_threads, time_calls_ns
 from toolchain.targets.wire import Array, receive, send
-
-TASKS = Path("/proc/self/task")
-"""Linux lists the threads of a process here."""
 
 
 class Model:
@@ -28,7 +24,7 @@ class Model:
     def __init__(self, param: str, weights: str, threads: int, options: Mapping[str, bool | int]) -> None:
         import ncnn
 
-        self._ncnn, self._tasks = ncnn, _tasks()
+        self._ncnn, self._before = ncnn, os_threads()
         self._net = ncnn.Net()
         wanted = {**options, "num_threads": threads}
         for name, value in wanted.items():
@@ -42,7 +38,7 @@ class Model:
     @property
     def threads(self) -> int | None:
         """How many threads work on a call, after the first one; None where the system does not list them."""
-        return None if self._tasks is None else 1 + (_tasks() or 0) - self._tasks
+        return 1 + os_threads() - self._before if self._before else None
 
     def call(self, samples: Mapping[str, Array]) -> list[Any]:
         """The outputs, as numpy sees ncnn's memory, in the order of `names`."""
@@ -61,10 +57,6 @@ class Model:
     def infer(self, samples: Mapping[str, Array]) -> dict[str, Array]:
         """Output name → array of its own."""
         return {name: np.array(array) for name, array in zip(self._outputs, self.call(samples), strict=True)}
-
-
-def _tasks() -> int | None:
-    return sum(1 for _ in TASKS.iterdir()) if TASKS.is_dir() else None
 
 
 def _sets(arrays: Mapping[str, Array], count: int) -> list[dict[str, Array]]:

@@ -36,6 +36,7 @@ class Shapes(BaseModel):
 class BuiltEngine(BaseModel):
     """What is read of an engine.json to open an engine or to give it its weights; a foreign engine has none."""
 
+    engine: str = ""
     options: BuildOptions = BuildOptions()
     compute_capabilities: tuple[str, ...] = ()
     onnx_sha256: str | None = None
@@ -44,14 +45,15 @@ class BuiltEngine(BaseModel):
 
     @classmethod
     def beside(cls, file: Path) -> BuiltEngine:
-        """What the engine.json beside an engine says; raises StorageError if there is none, ArtifactError if it is damaged."""
+        """What the engine.json beside an engine says, nothing if it is of another; raises StorageError, ArtifactError if it is damaged."""
         path = file.with_name("engine.json")
         try:
-            return cls.model_validate(read_json(path))
+            record = cls.model_validate(read_json(path))
         except ValidationError as error:
             raise ArtifactError(
                 f"{path} is damaged: {first_fault(error, 'all of it')}; build the engine again"
             ) from None
+        return record if record.engine in ("", file.name) else cls()
 
 
 def require_options(target: str, options: BuildOptions) -> None:

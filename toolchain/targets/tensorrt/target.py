@@ -15,8 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from toolchain.errors import ArtifactError, RecipeError, TargetUnavailable
 from toolchain.files import atomic_path, read_json, sha256
 from toolchain.foreign import imported
@@ -29,7 +27,7 @@ from toolchain.targets.base import (
     TargetProfile,
 )
 from toolchain.targets.engine_cache import cached_engine
-from toolchain.targets.gpu import local_capability, no_gpu
+from toolchain.targets.gpu import local_capability, local_gpu, no_gpu
 from toolchain.targets.mode import EVERY_MODE, Mode
 from toolchain.targets.tensorrt.network import census, inspected, is_strongly_typed, parse
 from toolchain.targets.tensorrt.options import (
@@ -109,7 +107,7 @@ class TensorRT(Refittable):
             target=self.name,
             runtime=self.module,
             version=str(trt.__version__),
-            device="none" if no_device else f"{torch.cuda.get_device_name()} (compute capability {local_capability()})",
+            device="none" if no_device else local_gpu(),
             details={
                 "build": "yes (ahead of time)" if self.ahead_of_time else "yes (for this GPU)",
                 "run": f"no: {missing}" if missing else "yes",
@@ -201,7 +199,11 @@ class TensorRT(Refittable):
 
         if path.suffix != ".onnx":
             return opened(path)
-        return OnnxTrtRunner(lambda batch, sample: cached_engine(self, path, batch, local_capability(), sample), opened)
+
+        def built(batch: int, sample: tuple[int, ...] | None) -> Path:
+            return cached_engine(self, path, batch, local_capability(), local_gpu(), sample)
+
+        return OnnxTrtRunner(built, opened)
 
     def _refit(self, stripped: Path, onnx: Path, folder: Path) -> EngineBuild:
         """A stripped engine with the weights of the ONNX file that it was built from, which engine.json beside it names.
