@@ -53,6 +53,19 @@ def test_params_count_what_graphs_share_once():
     )
 
 
+def test_params_of_weights_of_four_bits_are_counted(tmp_path):
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    def narrowed(model):
+        for tensor in (each for graph in model.subgraphs for each in graph.tensors):
+            if tensor.type == TensorType.INT8:
+                tensor.type = TensorType.INT4
+
+    found = changed(INT8, tmp_path, narrowed)
+    assert found.precision.name == "int4"
+    assert found.params == open_artifact(INT8).params
+
+
 def test_its_precision_is_that_of_its_weights(tmp_path):
     assert (open_artifact(FP32).precision.name, open_artifact(FP32).own_precision) == ("fp32", "fp32")
     assert open_artifact(INT8).own_precision == "int8-dynamic"
