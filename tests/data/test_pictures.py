@@ -15,8 +15,8 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 from toolchain.data import open_source
-from toolchain.data.files import HEADERS_CHECKED
 from toolchain.data.pictures import eight_bit
+from toolchain.data.stored import HEADERS_CHECKED
 from toolchain.data.transforms import CROP_MODES, INTERPOLATIONS, Wanted
 from toolchain.errors import DataError
 

@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from toolchain.data import SOURCES, open_source
-from toolchain.data.files import DIGESTED_BYTES, digested
 from toolchain.data.memory import Digits, FashionMnist, images_of
+from toolchain.data.stored import DIGESTED_BYTES, digested
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -18,7 +17,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.nn import functional
 
-from toolchain.data.pictures import BAD_FILE, eight_bit
+from toolchain.data.pictures import eight_bit
 from toolchain.errors import DataError
 from toolchain.recipe import CropMode, Interpolation
 
@@ -82,14 +81,6 @@ class Preprocessing:
         pixels: Tensor = self._transform(eight_bit(picture, "L" if grey else "RGB", turn=self.exif_orientation))
         return pixels
 
-    def pixels_of_file(self, path: Path | IO[bytes], name: str = "") -> Tensor:
-        """The same of an image file; raises DataError, with the name, if it cannot be decoded."""
-        try:
-            with Image.open(path) as picture:
-                return self.pixels_of(picture)
-        except BAD_FILE as error:
-            raise unreadable(name or str(path), error) from error
-
     @cached_property
     def _transform(self) -> Any:
         return create_transform(
@@ -100,11 +91,6 @@ class Preprocessing:
             crop_mode=self.crop_mode,
             normalize=False,
         )
-
-
-def unreadable(name: str, error: Exception) -> DataError:
-    """What to raise for an image that cannot be read."""
-    return DataError(f"cannot read the image {name}: {str(error).rstrip('.')}. Remove or replace the file.")
 
 
 class _Declared(BaseModel):
