@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from toolchain.data.pictures import eight_bit
 from toolchain.errors import DataError
+from toolchain.preprocess import ImageForm
 from toolchain.recipe import CropMode, Interpolation
 
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
@@ -28,25 +29,12 @@ ALWAYS = "bilinear"
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a model input; written into the metadata of the ONNX files.
+class Preprocessing(ImageForm):
+    """How an image becomes a model input, carried out.
 
-    Attributes:
-        input_size: (C, H, W).
-        mean, std: C values each, applied to pixels in 0..1.
-        interpolation: how an image of another size is resized (antialiased).
-        crop_pct: the share of the resized image that the centre crop keeps, or None if nothing is cropped.
-        crop_mode: timm's crop mode ("center", "squash", "border"), or None if nothing is cropped.
-        exif_orientation: whether pictures are turned as their EXIF orientation says.
+    Raises:
+        DataError: a standard deviation is not above 0, or the filter or the crop mode is not known.
     """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float | None = None
-    crop_mode: str | None = None
-    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
