@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from toolchain.artifacts import open_artifact
 from toolchain.errors import SlimvitError, TargetUnavailable
 from toolchain.files import sha256
-from toolchain.measure.comparison import VARIANTS, Session
+from toolchain.measure.samples import VARIANTS, Session
 from toolchain.on_device.runner import SCHEDULE_SCHEMA, block_orders, make_inputs, schedule_digest
 from toolchain.on_device.runner import __file__ as runner
 from toolchain.parity import TOLERANCES, Tolerance, compare_outputs

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolchain.data import Images
+from toolchain.data.stored import PictureFiles
 from toolchain.data.transforms import Preprocessing
 from toolchain.likelihood import in_batches
 from toolchain.model import Preprocess
@@ -55,9 +56,7 @@ class Pictures:
         known = sorted({each for each in classes if each})
         labels = [known.index(each) if each else -1 for each in classes]
         ready = Preprocessing(**asdict(preprocess))
-        return Pictures(
-            names, paths, Images(lambda at: ready.pixels_of_file(paths[at]), labels, finish=ready.of_pixels)
-        )
+        return Pictures(names, paths, PictureFiles(paths).images(labels, ready))
 
 
 def tokens_of(module: nn.Module, images: Images) -> Tensor:

@@ -151,13 +151,19 @@ def tokens(seed, outliers=0.0, count=32):
     return y, far
 
 
+def fitted(sample, batches):
+    """The likelihood of the tokens of one output."""
+    (likelihood,) = Tokens.of_several((sample,), ((batch,) for batch in batches))
+    return likelihood
+
+
 def test_of_ordinary_tokens_the_divergence_is_the_mean_of_normal_distributions():
     """In closed form: E‖(Δ/s)‖²/2 over the tokens of an image, with the spread over images and positions."""
     y, _ = tokens(0)
     z = y + 0.1 * tokens(1)[0]
-    likelihood = replace(Tokens.of(y, [y]), typical=1e9)  # no token is far
+    likelihood = replace(fitted(y, [y]), typical=1e9)  # no token is far
     plain = y.flatten(0, 1)
-    assert torch.allclose(Tokens.of(y, [y]).spread, plain.std(0, correction=0), rtol=0.15)
+    assert torch.allclose(fitted(y, [y]).spread, plain.std(0, correction=0), rtol=0.15)
     distribution = (Normal(each, likelihood.spread.expand_as(each)) for each in (y, z))
     torch.testing.assert_close(likelihood.divergence(z, y), kl_divergence(*distribution).sum(-1).mean(-1))
 
@@ -166,8 +172,8 @@ def test_few_tokens_far_away_neither_widen_the_spread_nor_decide_the_divergence_
     """Kind: DINOv2 without registers, of whose tokens a few are tens of times as large as the others."""
     (clean, _), (y, far) = tokens(0), tokens(0, outliers=0.03)
     assert 0 < far.sum() < 20
-    likelihood = Tokens.of(y, [y])
-    torch.testing.assert_close(likelihood.spread, Tokens.of(clean, [clean]).spread, rtol=0.35, atol=0)
+    likelihood = fitted(y, [y])
+    torch.testing.assert_close(likelihood.spread, fitted(clean, [clean]).spread, rtol=0.35, atol=0)
     assert y.flatten(0, 1).std(0)[2] > 5 * likelihood.spread[2], "what it would be"
     error = 0.05 * (y - likelihood.mean)  # each token off by the same share of itself
     per_token = likelihood.weights(y) * (error / likelihood.spread).square().sum(-1)
@@ -177,11 +183,11 @@ def test_few_tokens_far_away_neither_widen_the_spread_nor_decide_the_divergence_
 
 def test_a_spread_in_batches_is_that_of_all_tokens():
     y, _ = tokens(3, outliers=0.03)
-    known = Tokens.of(y, [y])
-    torch.testing.assert_close(Tokens.of(y, [y[:16], y[16:]]).spread, known.spread, rtol=0.2, atol=0)
-    torch.testing.assert_close(Tokens.of(y.reshape(32, 3, 3, 6), [y.reshape(32, 3, 3, 6)]).spread, known.spread)
+    known = fitted(y, [y])
+    torch.testing.assert_close(fitted(y, [y[:16], y[16:]]).spread, known.spread, rtol=0.2, atol=0)
+    torch.testing.assert_close(fitted(y.reshape(32, 3, 3, 6), [y.reshape(32, 3, 3, 6)]).spread, known.spread)
     with pytest.raises(DataError, match="tokens are the same everywhere"):
-        Tokens.of(torch.ones(4, 9, 6), [torch.ones(4, 9, 6)])
+        fitted(torch.ones(4, 9, 6), [torch.ones(4, 9, 6)])
 
 
 @pytest.mark.parametrize("output", ["tokens", "layers"])
@@ -204,7 +210,7 @@ def test_the_order_of_images_changes_nothing(output):
 def test_the_scores_of_tokens_have_the_curvature_of_their_divergence(outliers):
     """The mean outer product of the gradients is the Hessian of the divergence, which is diagonal."""
     y, _ = tokens(0, outliers, count=2)
-    likelihood = Tokens.of(tokens(0, outliers)[0], [tokens(0, outliers)[0]])
+    likelihood = fitted(tokens(0, outliers)[0], [tokens(0, outliers)[0]])
     generator, mean = torch.Generator().manual_seed(0), torch.zeros_like(y)
     for _ in range(2000):
         x = y.clone().requires_grad_()
@@ -216,7 +222,7 @@ def test_the_scores_of_tokens_have_the_curvature_of_their_divergence(outliers):
 
 def test_of_several_outputs_divergence_and_curvature_are_the_means():
     a, b = tokens(0)[0], tokens(1)[0]
-    likelihood = Several((Tokens.of(a, [a]), Tokens.of(b, [b])))
+    likelihood = Several((fitted(a, [a]), fitted(b, [b])))
     parts = [part.divergence(y + 0.1, y) for part, y in zip(likelihood.parts, (a, b), strict=True)]
     torch.testing.assert_close(likelihood.divergence((a + 0.1, b + 0.1), (a, b)), (parts[0] + parts[1]) / 2)
     x = a[:2].clone().requires_grad_()

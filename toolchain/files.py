@@ -26,16 +26,19 @@ GZIP = b"\x1f\x8b"
 """First bytes of a gzipped file."""
 
 
-def sha256(path: Path) -> str:
-    """The hex digest of a file's bytes; raises StorageError if it cannot be read."""
-    digest = hashlib.sha256()
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A block that reads a file; what the system refuses in it is raised as a StorageError that names the file."""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        yield
     except OSError as error:
         raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
-    return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file's bytes; raises StorageError if it cannot be read."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of(*parts: Any) -> str:

@@ -51,17 +51,20 @@ class Likelihood(Protocol):
         """
         ...
 
-    def supervised(self, outputs: Any, labels: Tensor) -> Tensor:
-        """The mean over images of −log p(label): what is trained on labels [B]; only for outputs that have `label_classes`."""
-        ...
+    def supervised(self, outputs: Any, labels: Tensor) -> Tensor:  # noqa: ARG002
+        """The mean over images of −log p(label): what is trained on labels [B].
+
+        Only outputs that have `label_classes` have one; for all others this raises TypeError.
+        """
+        raise TypeError(f"{len(labels)} class labels cannot train outputs that are no classes")
 
     def noticed(self, error: Tensor) -> Tensor:
-        """An error of outputs [B, K] without what their reader ignores."""
-        ...
+        """An error of outputs [B, K] without what their reader ignores; by default that is nothing."""
+        return error
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(Likelihood):
     """One class of many: softmax."""
 
     def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
@@ -81,7 +84,7 @@ class Categorical:
 
 
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(Likelihood):
     """A yes or no for each output: sigmoid. The divergence of an image is the sum over its outputs."""
 
     def divergence(self, outputs: Tensor, reference: Tensor, temperature: float = 1.0) -> Tensor:
@@ -96,12 +99,9 @@ class Bernoulli:
     def supervised(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(outputs[:, 0], labels.to(outputs))
 
-    def noticed(self, error: Tensor) -> Tensor:
-        return error
-
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Likelihood):
     """Numbers, each with a normal distribution as wide as the dense model's own output varies over images.
 
     The divergence is half the squared difference in units of that variance, summed over the outputs. A temperature would
@@ -130,11 +130,7 @@ class Gaussian:
         return (outputs * (noise / self.spread).to(outputs)).sum()
 
     def supervised(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Nothing: class labels say nothing of numbers."""
         raise TypeError(f"{len(labels)} class labels cannot train {outputs.shape[1]} outputs that are numbers")
-
-    def noticed(self, error: Tensor) -> Tensor:
-        return error
 
 
 def _floored(spread: Tensor, size: Tensor) -> Tensor:
@@ -144,7 +140,7 @@ def _floored(spread: Tensor, size: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Likelihood):
     """Vectors at many positions, each a normal distribution of one diagonal covariance, that of the dense model's tokens.
 
     The divergence of an image is the mean over its tokens. A token far from all others, as DINOv2 without registers has
@@ -160,12 +156,6 @@ class Tokens:
     mean: Tensor
     spread: Tensor
     typical: float
-
-    @staticmethod
-    def of(sample: Tensor, batches: Iterable[Tensor]) -> Tokens:
-        """From the dense model's tokens in batches [B, *, D]; as `of_several`."""
-        (tokens,) = Tokens.of_several((sample,), ((batch,) for batch in batches))
-        return tokens
 
     @staticmethod
     def of_several(samples: Sequence[Tensor], batches: Iterable[Sequence[Tensor]]) -> tuple[Tokens, ...]:
@@ -217,13 +207,6 @@ class Tokens:
         loss: Tensor = drawn / math.sqrt(math.prod(outputs.shape[1:-1]))
         return loss
 
-    def supervised(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Nothing: class labels say nothing of tokens."""
-        raise TypeError(f"{len(labels)} class labels cannot train tokens of shape {tuple(outputs.shape)}")
-
-    def noticed(self, error: Tensor) -> Tensor:
-        return error
-
     def distance(self, tokens: Tensor) -> Tensor:
         """[..., D] → [...]: mean squared distance from the mean in units of the spread."""
         return ((tokens - self.mean.to(tokens)) / self.spread.to(tokens)).square().mean(-1)
@@ -234,7 +217,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(Likelihood):
     """Independent outputs, such as the tokens of several layers; the divergence is the mean over them."""
 
     parts: tuple[Likelihood, ...]
@@ -246,13 +229,6 @@ class Several:
     def score_loss(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         each = zip(self.parts, outputs, strict=True)
         return torch.stack([part.score_loss(y, generator) for part, y in each]).sum() / math.sqrt(len(self.parts))
-
-    def supervised(self, outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Nothing: class labels say nothing of several outputs."""
-        raise TypeError(f"{len(labels)} class labels cannot train {len(outputs)} outputs")
-
-    def noticed(self, error: Tensor) -> Tensor:
-        return error
 
 
 CATEGORICAL = Categorical()

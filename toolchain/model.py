@@ -19,6 +19,7 @@ from toolchain.files import read_json
 from toolchain.outputs import CLASS_NAMES, Output, label_classes, output_names, output_of
 from toolchain.parity import Rung
 from toolchain.plan import CompressionPlan, ModelRef
+from toolchain.preprocess import ImageForm
 from toolchain.records import first_fault
 
 if TYPE_CHECKING:  # a process that only measures reads and writes files, and has no model
@@ -38,26 +39,8 @@ Facts_co = TypeVar("Facts_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Preprocess:
-    """How an image becomes the input tensor; written into every artifact so that none depends on a recipe.
-
-    Attributes:
-        input_size: (C, H, W).
-        mean: per channel, for values in 0…1.
-        std: per channel.
-        interpolation: timm's name of the resize filter.
-        crop_pct: share of the resized image that the centre crop keeps; None for no crop.
-        crop_mode: timm's crop mode; None for no crop.
-        exif_orientation: whether a picture is turned first as its EXIF orientation says.
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    crop_pct: float | None = None
-    crop_mode: str | None = None
-    exif_orientation: bool = False
+class Preprocess(ImageForm):
+    """How an image becomes the input tensor; written into every artifact so that none depends on a recipe."""
 
     def to_dict(self) -> dict[str, object]:
         """As JSON values; pictures that are read as they are stored need no word."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
@@ -16,6 +19,15 @@ def first_fault(error: ValidationError, whole: str = "") -> str:
     where, what = place_and_fault(error)
     where = where or whole
     return f"{where}: {what}" if where else what
+
+
+@contextlib.contextmanager
+def checked(raised: Callable[[str], Exception], what: str) -> Iterator[None]:
+    """A block that makes a record; if pydantic refuses it, the first fault is raised as another error, after `what`."""
+    try:
+        yield
+    except ValidationError as error:
+        raise raised(f"{what}: {first_fault(error)}") from None
 
 
 def place_and_fault(error: ValidationError) -> tuple[str, str]:

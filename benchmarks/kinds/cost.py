@@ -27,6 +27,7 @@ from toolchain.compress.problem import Problem
 from toolchain.compress.stage import Compress
 from toolchain.cost import Widths, trace
 from toolchain.data import DataSource, Images
+from toolchain.data.transforms import Preprocessing
 from toolchain.files import digest_of
 from toolchain.model import Preprocess, TimmModel, run_stage
 from toolchain.progress import Nobody, Progress
@@ -93,15 +94,7 @@ def smooth_noise(input_size: tuple[int, int, int], calibration: int, seed: int) 
     half = (0.5,) * channels
     return DataSource(
         name="smooth-noise",
-        labelled=False,
-        num_classes=None,
-        synthetic=False,
-        flip=False,
-        mean=half,
-        std=half,
-        interpolation="bicubic",
-        crop_pct=None,
-        crop_mode=None,
+        preprocessing=Preprocessing(input_size, half, half, "bicubic"),
         digest=digest_of("smooth noise", list(input_size), calibration, seed),
         splits=splits,
     )

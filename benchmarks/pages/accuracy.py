@@ -11,7 +11,6 @@ from pages import plots
 from pages.rows import Table
 from pages.stats import Estimate, mean_sd
 from pages.text import hardware, markdown, missing, percent, whole
-from toolchain.measure.summary import summary
 
 NOTE = """\
 Accuracy is on the test split; whatever was chosen was chosen on validation. *Error increase* is the errors added, as a
@@ -128,7 +127,7 @@ def latency_table(suite: Suite, results: Results) -> str:
         comparison = comparison_of(record)
         machines.add(hardware(comparison.environment))
         pair = f"`{cell.a}` → `{cell.b}`"
-        body.append([pair, comparison.scenario.target, comparison.verdict, summary(comparison)])
+        body.append([pair, comparison.scenario.target, comparison.verdict, comparison.headline])
     head = ["Pair", "Target", "Verdict", "Time of the second over the first"]
     return markdown(head, body) + "\n\nTimed on: " + "; ".join(sorted(machines)) + "." if body else ""
 

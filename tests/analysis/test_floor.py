@@ -22,9 +22,8 @@ from toolchain.analysis.realised import (
     variants_of,
 )
 from toolchain.errors import ArtifactError, MeasurementError, ParityError, RecipeError, TargetUnavailable
-from toolchain.measure.comparison import Session
 from toolchain.measure.intervals import Interval
-from toolchain.measure.samples import ArtifactFacts, Design, InputSpec, Scenario, Workload
+from toolchain.measure.samples import ArtifactFacts, Design, InputSpec, Scenario, Session, Workload
 from toolchain.measure.verify import verify
 from toolchain.on_device.runner import SESSION_SCHEMA, block_orders
 

@@ -159,18 +159,19 @@ def test_safetensors_are_counted_wherever_they_lie(tmp_path):
         assert sum(artifact.layers.values()) == artifact.size_bytes
 
 
-def test_an_openvino_model_with_weights_of_eight_bits_says_so(tmp_path):
-    """Kind: what NNCF writes: bytes with scales of fp16 beside them."""
+@pytest.mark.parametrize(("kind", "size", "precision"), [("u8", 32, "int8"), ("u4", 16, "int4"), ("nf4", 16, "fp4")])
+def test_an_openvino_model_with_weights_of_few_bits_says_so(tmp_path, kind, size, precision):
+    """Kind: what NNCF writes: bytes, or halves of them, with scales of fp16 beside them."""
     constant = (
         '<layer id="{id}" name="{name}" type="Const" version="opset1"><data element_type="{kind}" shape="{shape}" '
         'offset="{offset}" size="{size}"/><output><port id="0"/></output></layer>'
     )
-    layers = constant.format(id=0, name="w", kind="u8", shape="4, 8", offset=0, size=32)
-    layers += constant.format(id=1, name="scale", kind="f16", shape="4, 1", offset=32, size=8)
+    layers = constant.format(id=0, name="w", kind=kind, shape="4, 8", offset=0, size=size)
+    layers += constant.format(id=1, name="scale", kind="f16", shape="4, 1", offset=size, size=8)
     (tmp_path / "model.xml").write_text(f'<net name="m" version="11"><layers>{layers}</layers><edges/></net>')
-    (tmp_path / "model.bin").write_bytes(bytes(40))
+    (tmp_path / "model.bin").write_bytes(bytes(size + 8))
     artifact = open_artifact(tmp_path / "model.xml")
-    assert artifact.precision.name == "int8"
+    assert artifact.precision.name == precision
     assert artifact.params == 36
     assert not artifact.fixed_scales
 
@@ -180,3 +181,24 @@ def test_an_engine_of_another_size_than_its_record_tells_is_shown_as_truncated(t
     (tmp_path / "engine.json").write_text(json.dumps({"engine": "x.engine", "size_bytes": 12}))
     with pytest.raises(ArtifactError, match=r"has 10 bytes, and the engine\.json beside it tells of 12"):
         open_artifact(tmp_path / "x.engine").facts()
+
+
+def test_a_file_that_went_away_cannot_be_read(tmp_path):
+    path = tmp_path / "x.pte"
+    path.write_bytes(b"\0\0\0\0ET12")
+    artifact = open_artifact(path)
+    path.unlink()
+    for ask in (lambda: artifact.inputs, artifact.require_whole):
+        with pytest.raises(StorageError, match=r"cannot read .*x\.pte"):
+            ask()
+
+
+def test_constants_of_one_name_in_an_openvino_model_all_count(tmp_path):
+    """Kind: a graph and the body of its loop, whose layers are named without regard to each other."""
+    constant = '<layer name="w" type="Const"><data element_type="f32" shape="2, 2" offset="{}" size="16"/></layer>'
+    layers = f"{constant.format(0)}{constant.format(16)}"
+    (tmp_path / "model.xml").write_text(f'<net name="m" version="11"><layers>{layers}</layers><edges/></net>')
+    (tmp_path / "model.bin").write_bytes(bytes(32))
+    artifact = open_artifact(tmp_path / "model.xml")
+    assert artifact.params == 8
+    assert artifact.parts["w", ""] == 32

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from toolchain.artifacts import open_artifact
 from toolchain.data import open_source
+from toolchain.data.stored import PictureFiles
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, SlimvitError
 from toolchain.gate import GateConfig, run_gate
@@ -222,7 +223,7 @@ def test_pictures(channels, pictures, tmp_path):
     preprocessing, found = Wanted(size, CONFIG).natural(), []
     for what, path in damaged_pictures(pictures, tmp_path, range(16)):
         try:
-            pixels = preprocessing.of_pixels(preprocessing.pixels_of_file(path)[None])[0]
+            pixels, _ = PictureFiles([path]).images([-1], preprocessing)[0]
         except DataError as error:
             if path.name not in str(error):
                 found.append((what, str(error)))

@@ -243,7 +243,7 @@ def test_a_model_without_prunable_neurons_is_compressed_by_its_attention(digits,
 def test_vtp_needs_labels_and_the_right_classes(digits, tmp_path):
     with pytest.raises(ModelError, match=r"has 7 classes.*num_classes = 10"):
         compress(model(num_classes=7), METHODS["vtp"], digits)
-    unlabelled = replace(digits, labelled=False, num_classes=None)
+    unlabelled = replace(digits, num_classes=None)
     with pytest.raises(DataError, match=r"compress\.neurons = 'vtp' needs labels"):
         compress(model(), METHODS["vtp"], unlabelled)
     compress(model(), METHODS["taylor"], unlabelled)

@@ -162,7 +162,7 @@ def test_threads_change_no_digest(tmp_path, monkeypatch):
     assert len({source.digest for source in sources}) == 1
     assert [source.split("train").workers for source in sources][1:] == [0, 3]
     assert sources[0].split("train").workers >= 1
-    monkeypatch.setattr("toolchain.data.files.usable_cores", lambda: 3)
+    monkeypatch.setattr("toolchain.data.stored.usable_cores", lambda: 3)
     assert open_(root).split("train").workers == 3, "as many as the container has time for"
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 from toolchain.data import open_source
-from toolchain.data.files import HEADERS_CHECKED
 from toolchain.data.pictures import eight_bit
+from toolchain.data.stored import HEADERS_CHECKED
 from toolchain.data.transforms import CROP_MODES, INTERPOLATIONS, Wanted
 from toolchain.errors import DataError
 
@@ -228,7 +228,7 @@ def test_orientation_is_as_the_key_says_or_as_the_kind_of_source_has_it(tmp_path
         source.split(name)[i][0] for name in ("train", "validation", "test") for i in range(len(source.split(name)))
     ]
     assert any(image.equal(expected) for image in everything)
-    assert source.exif_orientation == expects
+    assert source.preprocessing.exif_orientation == expects
     note = (
         ""
         if asked is not None

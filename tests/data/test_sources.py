@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from toolchain.data import SOURCES, open_source
-from toolchain.data.files import DIGESTED_BYTES, digested
 from toolchain.data.memory import Digits, FashionMnist, images_of
+from toolchain.data.stored import DIGESTED_BYTES, digested
 from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, ModelError
 
@@ -114,7 +114,7 @@ def test_every_source_keeps_its_promises(every_source, kind, size):
     assert again.split("calibration")[3][0].equal(source.split("calibration")[3][0])
     restored = pickle.loads(pickle.dumps(source.split("test")))
     assert restored[0][0].equal(source.split("test")[0][0])
-    assert len(source.mean) == len(source.std) == size[0]
+    assert len(source.preprocessing.mean) == len(source.preprocessing.std) == size[0]
 
 
 @pytest.mark.parametrize("kind", list(SOURCES))
@@ -166,7 +166,8 @@ def test_digits_declare_their_own_statistics():
         "validation": 180,
         "test": 359,
     }
-    assert (source.mean, source.std, source.crop_pct) == ((Digits.mean,), (Digits.std,), None)
+    used = source.preprocessing
+    assert (used.mean, used.std, used.crop_pct) == ((Digits.mean,), (Digits.std,), None)
     assert (source.num_classes, source.flip, source.synthetic) == (10, False, False)
     position = int(source.split("test").positions[5])
     image, label = source.split("test")[5]

@@ -61,7 +61,7 @@ def exported(limit, source, tmp_path_factory):
         model.module,
         model.family,
         model.groups,
-        Preprocess((1, 8, 8), source.mean, source.std),
+        Preprocess((1, 8, 8), source.preprocessing.mean, source.preprocessing.std),
         model.provenance,
     )
     save_model(model, root / "m")

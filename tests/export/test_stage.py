@@ -103,6 +103,6 @@ def test_a_crop_mode_and_a_turn_that_are_asked_for_are_those_of_the_pictures(fil
     how, _ = prepared(OnnxFile(file()), asked, (1, 8, 8))
     assert (how.crop_mode, how.exif_orientation) == ("squash", True)
     source = resized_source(f"imagefolder:{tmp_path}", how, asked)
-    assert (source.crop_mode, source.exif_orientation) == ("squash", True)
+    assert (source.preprocessing.crop_mode, source.preprocessing.exif_orientation) == ("squash", True)
     with pytest.raises(DataError, match=r"never cropped, but data\.crop_mode is squash"):
         resized_source("digits", how, asked)

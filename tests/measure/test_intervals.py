@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolchain.measure import intervals
 from toolchain.measure.intervals import (
     Interval,
     block_log_ratios,
@@ -26,17 +27,18 @@ def ar1(rng, size, rho, scale=0.01, burn_in=50):
     return noise[burn_in:]
 
 
-def unseen(_sessions):
-    """An error between sessions that sees none."""
-    return 0.0
+@pytest.fixture
+def unseen(monkeypatch):
+    """The error between sessions sees none."""
+    monkeypatch.setattr(intervals, "session_error", lambda _sessions: 0.0)
 
 
-def coverage(rho, sessions=3, disagreement=0.0, repeats=200, error=session_error):
+def coverage(rho, sessions=3, disagreement=0.0, repeats=200):
     hits = 0
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
         data = [TRUTH + ar1(rng, 20, rho) + disagreement * rng.standard_normal() for _ in range(sessions)]
-        interval = median_interval(data, resamples=400, seed=seed, error=error)
+        interval = median_interval(data, resamples=400, seed=seed)
         hits += interval.lo <= TRUTH <= interval.hi
     return hits / repeats
 
@@ -55,7 +57,12 @@ def test_an_interval_of_independent_blocks_holds_the_truth_and_is_no_wider_than_
 @pytest.mark.parametrize("rho", [0.5, 0.7])
 def test_autocorrelated_blocks_are_seen_between_sessions(rho):
     assert coverage(rho) >= 0.92
-    assert coverage(rho, error=unseen) < 0.8
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.7])
+@pytest.mark.usefixtures("unseen")
+def test_without_that_autocorrelated_blocks_would_be_missed(rho):
+    assert coverage(rho) < 0.8
 
 
 @pytest.mark.parametrize("sessions", [3, 6])
@@ -66,8 +73,9 @@ def test_sessions_that_disagree_widen_the_interval(disagreement, sessions):
 
 
 @pytest.mark.parametrize("sessions", [3, 6])
+@pytest.mark.usefixtures("unseen")
 def test_without_that_their_disagreement_would_be_missed(sessions):
-    assert coverage(0.0, sessions, 0.01, error=unseen) < 0.7
+    assert coverage(0.0, sessions, 0.01) < 0.7
 
 
 def test_the_error_between_sessions():
@@ -117,9 +125,10 @@ def test_spikes_inside_slots_and_whole_spoilt_blocks_do_not_move_the_interval():
         assert end == pytest.approx(math.log(0.8), abs=0.003)
 
 
+@pytest.mark.usefixtures("unseen")
 def test_every_resample_holds_every_session_in_full():
     # Three of five blocks at 0 and all of the others at 1: a resample that mixed sessions could have median 1.
-    medians = bootstrap_medians([np.zeros(30), np.ones(20)], resamples=500, error=unseen)
+    medians = bootstrap_medians([np.zeros(30), np.ones(20)], resamples=500)
     assert set(medians) == {0.0}
 
 

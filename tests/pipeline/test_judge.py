@@ -133,7 +133,7 @@ def test_a_file_whose_scales_depend_on_the_call_is_judged_one_picture_at_a_time(
     monkeypatch.setattr(OrtRunner, "infer", noted)
     judged = Judge(digits).graph(path)
     assert max(sizes) == largest
-    how = Preparation(mean=digits.mean, std=digits.std)
+    how = Preparation(mean=digits.preprocessing.mean, std=digits.preprocessing.std)
     sizes.clear()
     assert accuracy_of(path, "digits", "test", asked=how).accuracy.wrong == judged.wrong
     assert max(sizes) == largest

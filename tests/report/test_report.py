@@ -355,6 +355,21 @@ def test_shares_per_block(report):
     assert rows["all"] == ["7.8 %", "12.5 %"]
 
 
+def test_modules_of_one_kind_in_a_block_share_a_cell_and_a_bar(report):
+    """A block of timm's with several MLPs side by side has a row for each."""
+    row = {"block": "blocks.9", "kind": "mlp_hidden", "total": 512, "removed": 112, "physical": True}
+    report["pruned_shares"].append(row)
+    changed = typed(report)
+    rows = next(rows for head, rows in cells(to_markdown(changed)).items() if "share" in head)
+    assert {row[0]: row[1] for row in rows[1:]} == {"blocks.9": "12.5 %", "blocks.10": "12.5 %", "all": "12.5 %"}
+    (drawing,) = shares_figure(changed.pruned_shares)
+    assert [(bar.label, bar.value) for bar in drawing.bars] == [
+        ("blocks.9", "12.5 %"),
+        ("blocks.10", "12.5 %"),
+        ("", "12.5 %"),
+    ]
+
+
 def test_without_labels_there_is_a_reason_and_no_number(report):
     changed = without_labels(report)
     text = to_markdown(typed(changed))

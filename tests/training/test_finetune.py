@@ -185,7 +185,7 @@ def test_images_without_labels_are_enough(tmp_path, dense, masked):
 
 
 def test_nothing_to_learn_from_is_said(dense, masked, tmp_path):
-    unlabelled = replace(digits(), labelled=False, num_classes=None)
+    unlabelled = replace(digits(), num_classes=None)
     alone = GENTLE.model_copy(update={"distill": False})
     with pytest.raises(DataError, match=r"distill = false needs labels.*'digits' has none.*finetune.distill = true"):
         run_stage(Finetune(alone, unlabelled, dense), masked)

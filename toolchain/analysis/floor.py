@@ -12,17 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from toolchain.analysis.products import Graph, products, read_graph, write_products
-from toolchain.analysis.realised import (
-    Counted,
-    Floor,
-    Letter,
-    alone,
-    product_variants,
-    variants_of,
-)
+from toolchain.analysis.realised import Counted, Floor, Letter, alone, product_variants, variants_of
 from toolchain.artifacts import Signature
 from toolchain.defaults import FLOOR_BLOCKS, FLOOR_SESSIONS
 from toolchain.devices.device import Device, device_for
@@ -31,7 +22,7 @@ from toolchain.measure.experiment import TimedArtifact, artifact_facts, plan_exp
 from toolchain.measure.samples import CONTROL, A, B, Design, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
-from toolchain.records import first_fault
+from toolchain.records import checked
 from toolchain.targets import get_target
 from toolchain.targets.base import PRODUCTS
 from toolchain.targets.products import OPENERS
@@ -91,10 +82,8 @@ def measure_floor(
         experiment = replace(experiment, variants={**experiment.variants, **parts})
         assert list(experiment.variants) == variants_of(models)
         sessions = tuple(sessions_of(experiment, device.measurer, progress))
-    try:
+    with checked(MeasurementError, f"the floor of {a}"):
         return Floor(scenario=experiment.scenario, design=experiment.design, models=models, sessions=sessions)
-    except ValidationError as error:
-        raise MeasurementError(f"the floor of {a}: {first_fault(error)}") from None
 
 
 def _parts(folder: Path, graphs: Mapping[Letter, Graph], models: Mapping[Letter, Counted]) -> dict[str, Path]:

@@ -34,6 +34,8 @@ from toolchain.progress import SILENT, Progress
 from toolchain.targets import NodeTime, Profiled, get_target, named
 
 COSTLIEST = 5
+WARM_UP = 10
+"""Calls before those that count."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,7 @@ def profile_operators(
     target: str | Device = "ort-cpu",
     workload: Workload = Workload(),
     *,
-    warm_up: int = 10,
     calls: int = 30,
-    seed: int = 0,
     progress: Progress = SILENT,
 ) -> Profile:
     """What each node of an ONNX file costs.
@@ -109,9 +109,7 @@ def profile_operators(
         path: the file.
         target: one that can profile, such as "ort-cpu" or "openvino-cpu"; on this machine.
         workload: batch, threads and input shape of a call.
-        warm_up: calls before those that count.
         calls: that count; a node's time is the mean of the middle half of its times.
-        seed: of the inputs.
         progress: gets progress reports.
 
     Raises:
@@ -129,8 +127,8 @@ def profile_operators(
             runtime, f"its nodes cannot be profiled; those of {able} can: name one of these with --target"
         )
     where.require_run()
-    if warm_up < 1 or calls < 1:
-        raise RecipeError(f"cannot profile {calls} calls after {warm_up} of warm-up; at least 1 of each is needed")
+    if calls < 1:
+        raise RecipeError(f"cannot profile {calls} calls; at least 1 is needed")
     artifact = open_artifact(path)
     if artifact.name not in where.takes:
         raise RecipeError(f"{runtime} cannot profile {path}: it is no ONNX file; name one")
@@ -140,10 +138,10 @@ def profile_operators(
         "target": runtime,
         "threads": workload.threads,
         "affinity": workload.affinity,
-        "warm_up": warm_up,
+        "warm_up": WARM_UP,
         "calls": calls,
         "names": list(signature.names),
-        "inputs": inputs_of(signature.inputs, seed),
+        "inputs": inputs_of(signature.inputs, seed=0),
     }
     nodes = _in_a_process(runtime, request, progress)
     if not nodes:

@@ -9,23 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
-from pydantic import JsonValue, model_validator
+from pydantic import model_validator
 
 from toolchain.analysis.products import Product
-from toolchain.measure import stored
-from toolchain.measure.comparison import require_sessions
-from toolchain.measure.intervals import (
-    Floats,
-    Interval,
-    block_log_ratios,
-    median_interval,
-    slot_medians,
-)
-from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Scenario, Session
+from toolchain.measure.intervals import Interval
+from toolchain.measure.sampled import Sampled, require_sessions
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B
 from toolchain.records import Record
 
 SCHEMA = "slimvit.floor/2"
@@ -72,18 +63,17 @@ class Rate:
     gmacs_per_s: float
 
 
+@dataclass(frozen=True)
 class Limit:
-    """One model compared with its products; the properties are derived from a floor's samples.
+    """One model compared with its products; the properties are derived from the samples of a floor."""
 
-    Args:
-        letter: of the model.
-        counted: the model.
-        sessions: raw samples.
-        design: how they were taken.
-    """
+    letter: Letter
+    floor: Floor
 
-    def __init__(self, letter: Letter, counted: Counted, sessions: Sequence[Session], design: Design) -> None:
-        self.letter, self.counted, self._sessions, self._design = letter, counted, sessions, design
+    @property
+    def counted(self) -> Counted:
+        """The model."""
+        return self.floor.models[self.letter]
 
     @property
     def name(self) -> str:
@@ -98,17 +88,17 @@ class Limit:
     @property
     def latency_ms(self) -> float:
         """The model's median time."""
-        return _median_ms(self._sessions, self.letter)
+        return self.floor.latency_ms(self.letter)
 
     @property
     def floor_ms(self) -> float:
         """The median time of all its products in one file, alone."""
-        return _median_ms(self._sessions, alone(self.letter))
+        return self.floor.latency_ms(alone(self.letter))
 
     @cached_property
     def share(self) -> Interval:
         """ln(time of the products / latency) with its interval: how much of the limit is reached."""
-        return _log_ratio(self._sessions, alone(self.letter), self.letter, self._design)
+        return self.floor.log_ratio(alone(self.letter), self.letter)
 
     @property
     def rates(self) -> list[Rate]:
@@ -117,7 +107,7 @@ class Limit:
         Each file pays for a call of the runtime, so their sum is above the floor where a call takes microseconds.
         """
         names = product_variants(self.letter, self.counted.products)
-        timed = zip(self.counted.products, (_median_ms(self._sessions, name) for name in names), strict=True)
+        timed = zip(self.counted.products, (self.floor.latency_ms(name) for name in names), strict=True)
         return [Rate(str(p), p.dtype, p.count, p.total_macs, ms, p.total_macs / ms / 1e6) for p, ms in timed]
 
     def to_dict(self) -> dict[str, object]:
@@ -134,7 +124,7 @@ class Limit:
         }
 
 
-class Floor(Record):
+class Floor(Sampled):
     """The limits of one or two models, measured side by side, with A loaded a second time as control.
 
     Raises:
@@ -143,10 +133,7 @@ class Floor(Record):
 
     name: ClassVar[str] = SCHEMA
 
-    scenario: Scenario
-    design: Design
     models: dict[Letter, Counted]
-    sessions: tuple[Session, ...]
 
     @model_validator(mode="after")
     def _samples_fit_the_design(self) -> Floor:
@@ -159,7 +146,7 @@ class Floor(Record):
 
     def limit(self, letter: Letter) -> Limit:
         """One of the models beside its products."""
-        return Limit(letter, self.models[letter], self.sessions, self.design)
+        return Limit(letter, self)
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -168,13 +155,7 @@ class Floor(Record):
 
     @cached_property
     def control(self) -> Interval:
-        """ln(A'/A): the same file against itself, which shows the run's own noise."""
-        return _log_ratio(self.sessions, CONTROL, A, self.design)
-
-    @property
-    def tau_min(self) -> float:
-        """The smallest tolerance at which a comparison with this control would have been valid."""
-        return max(3 * abs(self.control.point), 2 * self.control.half_width)
+        return self.log_ratio(CONTROL, A)
 
     @property
     def is_valid(self) -> bool:
@@ -184,7 +165,7 @@ class Floor(Record):
     @cached_property
     def ratio(self) -> Interval | None:
         """ln(time of B / time of A), or None without a B."""
-        return _log_ratio(self.sessions, B, A, self.design) if B in self.models else None
+        return self.log_ratio(B, A) if B in self.models else None
 
     @property
     def realised(self) -> Realised | None:
@@ -193,19 +174,12 @@ class Floor(Record):
 
     @property
     def artifacts(self) -> dict[Letter, ArtifactFacts]:
-        """The artifacts that were timed, with their digests."""
         return {letter: counted.artifact for letter, counted in self.models.items()}
 
     @property
     def headline(self) -> str:
-        """The result in one line."""
         shares = [f"{limit.name} at {math.exp(limit.share.point):.2f} of its limit" for limit in self.limits]
         return ", ".join(shares) + ("" if self.is_valid else ", not verified")
-
-    @property
-    def environment(self) -> dict[str, JsonValue]:
-        """The machine, the same before and after all sessions."""
-        return self.sessions[0].fingerprint.before.machine
 
     def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench floor --json`: what follows from the samples and, under `raw`, they themselves."""
@@ -221,15 +195,9 @@ class Floor(Record):
             "tau_min": self.tau_min,
             "valid": self.is_valid,
             "sessions": len(self.sessions),
-            "blocks": sum(len(session.blocks) for session in self.sessions),
-            "environment": self.environment,
-            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
+            "blocks": self.blocks,
+            **self.sealed(),
         }
-
-    @staticmethod
-    def load(path: Path) -> Floor:
-        """The floor in a file; raises as `stored.load`."""
-        return stored.load(path, SCHEMA, Floor.model_validate_json)
 
 
 @dataclass(frozen=True)
@@ -264,13 +232,3 @@ def realised_share(ratio: Interval, macs_a: int, macs_b: int) -> Realised:
         macs_b: of the compressed one.
     """
     return Realised(macs_a / macs_b, Interval(-ratio.point, -ratio.hi, -ratio.lo))
-
-
-def _median_ms(sessions: Sequence[Session], variant: str) -> float:
-    slots: list[Floats] = [slot_medians(session.slots_ns(variant)) for session in sessions]
-    return float(np.median(np.concatenate(slots))) / 1e6
-
-
-def _log_ratio(sessions: Sequence[Session], above: str, below: str, design: Design) -> Interval:
-    ratios = [block_log_ratios(session.slots_ns(above), session.slots_ns(below)) for session in sessions]
-    return median_interval(ratios, alpha=design.alpha, seed=design.seed)

@@ -7,7 +7,7 @@ import hashlib
 import zlib
 from abc import ABC
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -266,6 +266,11 @@ class Artifact(ABC):
             said.append(f"{name} takes uint8 and is fed pixels, 0…255.")
         return said
 
+    def graph_facts(self, operators: Counter[str]) -> dict[str, Fact]:
+        """For `facts`: its inputs and outputs, and the count of its nodes of each operator."""
+        nodes = dict(operators.most_common())
+        return {"inputs": _shapes(self.inputs), "outputs": _shapes(self.outputs), "nodes": nodes}
+
     def facts(self) -> dict[str, Fact]:
         """The facts that `inspect` prints."""
         return {"kind": self.name, "bytes": self.size_bytes, "sha256": self.sha256}
@@ -286,6 +291,23 @@ def layer_and_part(name: str) -> Part:
     return (layer, part) if dot else (name, "")
 
 
-def port_facts(ports: Sequence[Port]) -> dict[str, Fact]:
+def coarsest_of(held: Collection[str], precisions: Mapping[str, str]) -> Reading:
+    """The precision of the coarsest type that weights are stored in.
+
+    Args:
+        held: types of weights, as a format calls them.
+        precisions: type → the precision that it makes, the coarsest first.
+    """
+    name = next((precision for kind, precision in precisions.items() if kind in held), "")
+    return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing that is known'}")
+
+
+def require_bytes(path: Path, end: int, told: str) -> None:
+    """Raises ArtifactError if a file ends before byte `end`, with `told` as the words for what names that byte."""
+    if (there := path.stat().st_size) < end:
+        raise ArtifactError(f"{path} has {there:,} bytes, and {told}: it is truncated")
+
+
+def _shapes(ports: Sequence[Port]) -> dict[str, Fact]:
     """Name → shape of inputs or outputs, with the names of open dimensions."""
     return {port.name: None if port.shape is None else list(port.shape) for port in ports}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from toolchain.artifacts.base import Artifact, Fact, Reading
-from toolchain.errors import ArtifactError
+from toolchain.artifacts.inputs import Signature
+from toolchain.errors import ArtifactError, RecipeError
 from toolchain.files import read_json
 from toolchain.model import Preprocess
 from toolchain.outputs import Output, output_named
@@ -54,16 +57,34 @@ class Engine(Artifact):
         return Reading(name, f"its matrix products are {counts}, as {RECORD} says")
 
     @property
+    def declared(self) -> Mapping[str, Any]:
+        """What it says of the ONNX file that it was made from: by itself, or in the engine.json beside it."""
+        return self.record
+
+    @property
     def preprocess(self) -> Preprocess | None:
-        """The preprocessing that the ONNX file declared; None if that, or engine.json, is missing."""
-        said = self.record.get(PREPROCESS)
+        """The preprocessing that its ONNX file declared."""
+        said = self.declared.get(PREPROCESS)
         return None if said is None else Preprocess.from_dict(said)
 
     @property
     def output(self) -> Output | None:
-        """The kind of output that the ONNX file declared."""
-        said = self.record.get(OUTPUT)
-        return output_named(said)
+        """The kind of output that its ONNX file declared."""
+        return output_named(self.declared.get(OUTPUT))
+
+    @property
+    def batches(self) -> tuple[int, ...] | None:
+        """The only batches that it was built for; None where it says nothing of them."""
+        return None
+
+    def signature(self, batch: int, sample: tuple[int, ...] | None = None) -> Signature:
+        """As its base does; raises RecipeError also for a batch that it was not built for."""
+        if self.batches is not None and batch not in self.batches:
+            known = ", ".join(map(str, self.batches))
+            raise RecipeError(
+                f"{self.path} was built for batches of {known}, asked for {batch}; name it in engine.batch, and build again"
+            )
+        return super().signature(batch, sample)
 
     def facts(self) -> dict[str, Fact]:
         """What `inspect` shows; of what the engine inspector said, the summary alone. Raises ArtifactError as `require_whole`."""

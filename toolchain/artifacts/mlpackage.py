@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from toolchain.artifacts.base import Fact, Part, Reading, port_facts
+from toolchain.artifacts.base import Fact, Part, Reading, coarsest_of
 from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.onnx_file import Declaring
 from toolchain.errors import ArtifactError, TargetUnavailable
-from toolchain.files import read_json
+from toolchain.files import read_json, reading
 from toolchain.quiet import quiet
 
 MANIFEST = "Manifest.json"
@@ -23,14 +23,13 @@ INSTALL = "pip install 'slimvit[coreml]'"
 PORTS = {65568: "float32", 65552: "float16", 65600: "float64", 131104: "int32"}
 """Core ML's codes of array types → numpy's names."""
 STORED = {
-    "FLOAT16": ("fp16", 16),
-    "FLOAT32": ("fp32", 32),
+    "INT4": ("int4", 4),
     "INT8": ("int8", 8),
     "UINT8": ("int8", 8),
-    "INT4": ("int4", 4),
+    "FLOAT16": ("fp16", 16),
+    "FLOAT32": ("fp32", 32),
 }
-"""MIL's types of weights: the precisions that they make, and their bits."""
-COARSEST = ("int4", "int8", "fp16", "fp32")
+"""MIL's types of weights, coarsest first: the precisions that they make, and their bits."""
 SCALES = ("scale", "offset", "zero_point")
 """What MIL's operations call the numbers by which quantised weights are read."""
 
@@ -45,7 +44,6 @@ class MlPackage(Declaring, Engine):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether the file or folder at a path is of this kind."""
         return path.suffix == ".mlpackage" and path.is_dir()
 
     @cached_property
@@ -72,8 +70,10 @@ class MlPackage(Declaring, Engine):
                 "coreml", f"{self.path} is read by coremltools, which is not installed", INSTALL
             ) from error
         spec = Model_pb2.Model()
+        with reading(self.model_path):
+            stored = self.model_path.read_bytes()
         try:
-            spec.ParseFromString(self.model_path.read_bytes())
+            spec.ParseFromString(stored)
         except Exception as error:  # protobuf's own, which has no public base
             raise ArtifactError(f"{self.path} is no Core ML model, or is truncated: {error}") from error
         if spec.WhichOneof("Type") != "mlProgram":
@@ -89,7 +89,6 @@ class MlPackage(Declaring, Engine):
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        """Its inputs."""
         return tuple(map(_port, self.spec.description.input))
 
     @property
@@ -107,9 +106,7 @@ class MlPackage(Declaring, Engine):
     def precision(self) -> Reading:
         """The coarsest type of its stored weights; Core ML computes in fp16 or finer for any of them."""
         held = Counter(kind for _, kind, shape, _ in self._weights(SCALES) if len(shape) > 1)
-        known = {STORED[kind][0] for kind in held if kind in STORED}
-        name = next((each for each in COARSEST if each in known), "")
-        return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing'}")
+        return coarsest_of(held, {kind: precision for kind, (precision, _) in STORED.items()})
 
     @property
     def params(self) -> int:
@@ -164,26 +161,17 @@ class MlPackage(Declaring, Engine):
             for value in values:
                 if value.type.WhichOneof("type") == "tensorType":
                     tensor = value.type.tensorType
-                    kind = (
-                        type(tensor)
-                        .DESCRIPTOR.fields_by_name["dataType"]
-                        .enum_type.values_by_number[tensor.dataType]
-                        .name
-                    )
+                    types = tensor.DESCRIPTOR.fields_by_name["dataType"].enum_type.values_by_number
                     shape = tuple(int(each.constant.size) for each in tensor.dimensions)
-                    yield name, kind, shape, value.WhichOneof("value") == "blobFileValue"
+                    yield name, types[tensor.dataType].name, shape, value.WhichOneof("value") == "blobFileValue"
 
     def facts(self) -> dict[str, Fact]:
-        """The facts that `inspect` prints."""
         operators: Counter[str] = Counter(op.type for _, op in self._operations() if op.type != "const")
         return {
             **super().facts(),
-            "precision": str(self.precision),
             "params": self.params,
             "specification": int(self.spec.specificationVersion),
-            "inputs": port_facts(self.inputs),
-            "outputs": port_facts(self.outputs),
-            "nodes": dict(operators.most_common()),
+            **self.graph_facts(operators),
             "metadata": self.metadata,
         }
 

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from toolchain.artifacts.base import Artifact, Fact, Part, Reading, layer_and_part
+from toolchain.artifacts.base import Artifact, Fact, Part, Reading, layer_and_part, require_bytes
 from toolchain.artifacts.inputs import Port
-from toolchain.errors import ArtifactError, RecipeError, StorageError, fault_words
+from toolchain.errors import ArtifactError, RecipeError
+from toolchain.files import reading
 from toolchain.model import BATCH, IMAGE, ModelRecord, Preprocess
 from toolchain.outputs import CLASS_NAMES, Output, output_names
 from toolchain.plan import CompressionPlan
@@ -98,7 +99,6 @@ class ModelFolder(Artifact):
         return parts
 
     def facts(self) -> dict[str, Fact]:
-        """The facts that `inspect` prints."""
         if not (self.path / RECORD).is_file():
             return {**super().facts(), "params": self.params}
         from toolchain.cost import trace
@@ -126,18 +126,15 @@ class ModelFolder(Artifact):
 def safetensors_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
     """Tensor → (shape, bytes) from a safetensors file's header; raises ArtifactError if it has none, or tensors are cut off."""
     try:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)  # of another file it is anything
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if (there := path.stat().st_size) < end:
-            raise ArtifactError(f"{path} has {there:,} bytes, and its header names {end:,}: it is truncated")
+        require_bytes(path, end, f"its header names {end:,}")
         return {
             name: (tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
             for name, entry in header.items()
         }
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ArtifactError(f"{path} is not a safetensors file, or is truncated: {error}") from None

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.artifacts.inputs import Port
-from toolchain.errors import ArtifactError, StorageError, fault_words
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import reading
 
 MAGIC = "7767517"
 """The first line of a .param."""
@@ -78,9 +79,8 @@ class Numbers:
 def read_layers(path: Path) -> tuple[Layer, ...]:
     """The layers of a .param; raises StorageError if it cannot be read, ArtifactError if it is none or is damaged."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
+        with reading(path):
+            lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ArtifactError(f"{path} is not ncnn's .param: it is no text") from error
     if not lines or lines[0].strip() != MAGIC:
@@ -157,8 +157,8 @@ def read_numbers(layers: Sequence[Layer], path: Path) -> tuple[tuple[Numbers, ..
     """
     numbers: list[Numbers] = []
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
+            size = path.stat().st_size
             for layer in layers:
                 if (arrays := _arrays(layer)) is None:
                     break
@@ -170,8 +170,6 @@ def read_numbers(layers: Sequence[Layer], path: Path) -> tuple[tuple[Numbers, ..
                     numbers.append(
                         Numbers(layer.name, part, kind[0], count, taken + (ALIGNED if tagged else 0), is_matrix)
                     )
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     except struct.error as error:
         raise ArtifactError(f"{path} is truncated: its .param has more layers") from error
     rest = size - sum(each.size_bytes for each in numbers)
@@ -202,14 +200,12 @@ def _arrays(layer: Layer) -> tuple[tuple[str, int, bool, bool], ...] | None:
             shared = {0: 1, 1: rows, 2: rows, 3: rows * columns, 4: columns}.get(n(10), 0)
             sizes = ("weight", rows * inner, n(4)), ("weight", columns * inner, n(5)), ("bias", shared, n(6))
             return tuple((part, count, True, part == "weight") for part, count, constant in sizes if constant)
-        case "LayerNorm":
+        case "LayerNorm" | "InstanceNorm":
             return (("weight", n(0), False, False), *_bias(n(0))) if n(2, 1) else ()
         case "RMSNorm":
             return (("weight", n(0), False, False),) if n(2, 1) else ()
         case "GroupNorm":
             return (("weight", n(1), False, False), *_bias(n(1))) if n(3, 1) else ()
-        case "InstanceNorm":
-            return (("weight", n(0), False, False), *_bias(n(0))) if n(2, 1) else ()
         case "BatchNorm":
             return tuple((part, n(0), False, False) for part in ("weight", "mean", "variance", "bias"))
         case "MemoryData" if n(21, 1) == 1:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from toolchain.artifacts.base import Fact, Part, Reading, port_facts
+from toolchain.artifacts.base import Fact, Part, Reading, coarsest_of
 from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.ncnn_format import (
@@ -66,8 +66,7 @@ class NcnnModel(Engine):
     def precision(self) -> Reading:
         """The coarsest type that its matrices are stored in: what it computes in is for the target to say."""
         held = Counter(each.type for each in self.weights if each.is_matrix)
-        name = next((PRECISIONS[kind] for kind in PRECISIONS if kind in held), "")
-        return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing that is known'}")
+        return coarsest_of(held, PRECISIONS)
 
     @property
     def params(self) -> int:
@@ -105,11 +104,8 @@ class NcnnModel(Engine):
         return +parts
 
     def facts(self) -> dict[str, Fact]:
-        """The facts that `inspect` prints."""
         return {
             **super().facts(),
             "params": self.params,
-            "inputs": port_facts(self.inputs),
-            "outputs": port_facts(self.outputs),
-            "nodes": dict(Counter(layer.kind for layer in self.graph).most_common()),
+            **self.graph_facts(Counter(layer.kind for layer in self.graph)),
         }

@@ -16,12 +16,13 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from toolchain.artifacts.base import Artifact, Fact, Part, Reading, port_facts
+from toolchain.artifacts.base import Artifact, Fact, Part, Reading, require_bytes
 from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.onnx_layers import onnx_parts
 from toolchain.artifacts.onnx_types import graph_precision
 from toolchain.artifacts.onnx_walk import linked, quantisation
-from toolchain.errors import ArtifactError, StorageError, fault_words
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import reading
 from toolchain.model import Preprocess
 from toolchain.outputs import CLASSES, Output, output_named
 from toolchain.outputs import OUTPUT as OUTPUT_KIND
@@ -98,9 +99,8 @@ class OnnxFile(Declaring):
     def model(self) -> onnx.ModelProto:
         """What is in the file; weights that lie in other files are not read."""
         try:
-            model = onnx.load(self.path, load_external_data=False)
-        except OSError as error:
-            raise StorageError(f"cannot read {self.path}: {fault_words(error)}") from error
+            with reading(self.path):
+                model = onnx.load(self.path, load_external_data=False)
         except DecodeError as error:
             raise ArtifactError(f"{self.path} is not an ONNX file, or is truncated: {error}") from error
         if not all(isinstance(name, str) for name in _names(model.graph)):
@@ -140,10 +140,7 @@ class OnnxFile(Declaring):
                 raise ArtifactError(
                     f"{self.path} needs its external data {location!r}, which is not in {self.path.parent}"
                 )
-            if (there := file.stat().st_size) < end:
-                raise ArtifactError(
-                    f"{file} has {there:,} bytes, and {self.path.name} reads {end:,} of it: it is truncated"
-                )
+            require_bytes(file, end, f"{self.path.name} reads {end:,} of it")
             files.add(file)
         return tuple(sorted(files))
 
@@ -159,7 +156,6 @@ class OnnxFile(Declaring):
 
     @property
     def nodes(self) -> int:
-        """Its nodes, those in subgraphs and functions included."""
         return sum(1 for _ in messages(self.model, onnx.NodeProto))
 
     @cached_property
@@ -169,12 +165,10 @@ class OnnxFile(Declaring):
 
     @cached_property
     def outputs(self) -> tuple[Port, ...]:
-        """Its outputs."""
         return tuple(map(_port, self.graph.outputs))
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Its metadata."""
         return {entry.key: entry.value for entry in self.model.metadata_props}
 
     @cached_property
@@ -207,7 +201,6 @@ class OnnxFile(Declaring):
 
     @property
     def fixed_scales(self) -> bool:
-        """Whether it rounds activations by scales that are stored."""
         return any(n.op_type == "QuantizeLinear" or n.op_type.startswith("QLinear") for n in self.graph)
 
     @property
@@ -222,16 +215,13 @@ class OnnxFile(Declaring):
         return onnx_parts(self.graph, messages(self.model, onnx.TensorProto), self.path.name, sizes)
 
     def facts(self) -> dict[str, Fact]:
-        """The facts that `inspect` prints."""
         operators, names = Counter(node.op_type for node in self.graph), self.class_names
         return {
             **super().facts(),
             "precision": str(self.precision),
             "params": self.params,
             "opset": {domain or "ai.onnx": version for domain, version in self.graph.opset_imports.items()},
-            "inputs": port_facts(self.inputs),
-            "outputs": port_facts(self.outputs),
-            "nodes": dict(operators.most_common()),
+            **self.graph_facts(operators),
             **({"classes": f"{len(names)}: {', '.join(names[:SHOWN])}{', …' * (len(names) > SHOWN)}"} if names else {}),
             "metadata": {key: value for key, value in self.metadata.items() if key != CLASSES},
         }

@@ -11,23 +11,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from toolchain.artifacts.base import Fact, Part, Reading, layer_and_part, port_facts
+from toolchain.artifacts.base import Fact, Part, Reading, coarsest_of, layer_and_part, require_bytes
 from toolchain.artifacts.engine import Engine
 from toolchain.artifacts.inputs import Port
-from toolchain.errors import ArtifactError, StorageError, fault_words
+from toolchain.errors import ArtifactError, StorageError
+from toolchain.files import reading
 
-FLOATS = {
-    "bf16": ("bfloat16", "bf16"),
-    "f16": ("float16", "fp16"),
-    "f32": ("float32", "fp32"),
-    "f64": ("float64", "fp64"),
+FLOATS = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+"""OpenVINO's floating types, and numpy's."""
+PRECISIONS = {
+    "u2": "int2",
+    "i4": "int4",
+    "u4": "int4",
+    "nf4": "fp4",
+    "f4e2m1": "fp4",
+    "i8": "int8",
+    "u8": "int8",
+    "f8e4m3": "fp8",
+    "f8e5m2": "fp8",
+    "bf16": "bf16",
+    "f16": "fp16",
+    "f32": "fp32",
+    "f64": "fp64",
 }
-"""OpenVINO's floating types, coarsest first: their names in numpy, and of the precisions that they make."""
-BYTES = ("i4", "u4", "i8", "u8")
-"""Types of weights that are compressed to 8 bits or fewer."""
+"""Types of weights, coarsest first, and the precisions that they make."""
 TYPES = {
     "boolean": "bool",
-    **{kind: name for kind, (name, _) in FLOATS.items()},
+    **FLOATS,
     **{f"{sign}{bits}": f"{'u' if sign == 'u' else ''}int{bits}" for sign in "iu" for bits in (8, 16, 32, 64)},
 }
 """OpenVINO's names of types, and numpy's."""
@@ -48,20 +58,17 @@ class OpenVinoIr(Engine):
         for file in both:
             if not file.is_file():
                 raise StorageError(f"there is no file {file}, which an OpenVINO model needs")
-        ends = (int(each.get("offset", "0")) + int(each.get("size", "0")) for each in self._constants().values())
-        if (there := both[0].stat().st_size) < (end := max(ends, default=0)):
-            raise ArtifactError(
-                f"{both[0]} has {there:,} bytes, and {self.path.name} reads {end:,} of it: it is truncated"
-            )
+        ends = (int(each.get("offset", "0")) + int(each.get("size", "0")) for _, each in self._constants())
+        end = max(ends, default=0)
+        require_bytes(both[0], end, f"{self.path.name} reads {end:,} of it")
         return both
 
     @cached_property
     def graph(self) -> ET.Element:
         """The .xml."""
         try:
-            root = ET.parse(self.path).getroot()  # noqa: S314 - a file that the user names, and expat expands no entities
-        except OSError as error:
-            raise StorageError(f"cannot read {self.path}: {fault_words(error)}") from error
+            with reading(self.path):
+                root = ET.parse(self.path).getroot()  # noqa: S314 - a file that the user names, and expat expands no entities
         except ET.ParseError as error:
             raise ArtifactError(f"{self.path} is not an OpenVINO model, or is truncated: {error}") from error
         if root.tag != "net" or root.find("layers") is None:
@@ -75,19 +82,17 @@ class OpenVinoIr(Engine):
     @property
     def precision(self) -> Reading:
         """The coarsest type that its weights are stored in: what it computes in is for the target to say."""
-        held = Counter(data.get("element_type", "") for data in self._constants().values() if len(_shape(data)) > 1)
-        name = "int8" if set(held) & set(BYTES) else next((FLOATS[kind][1] for kind in FLOATS if kind in held), "")
-        return Reading(name, f"its weights are stored as {', '.join(held) or 'nothing'}")
+        held = Counter(data.get("element_type", "") for _, data in self._constants() if len(_shape(data)) > 1)
+        return coarsest_of(held, PRECISIONS)
 
     @property
     def params(self) -> int:
         """The numbers stored in its constants, without scalars and indices."""
-        shapes = ((_shape(data), data.get("element_type")) for data in self._constants().values())
-        return sum(math.prod(shape) for shape, kind in shapes if shape and kind in (*FLOATS, *BYTES))
+        shapes = ((_shape(data), data.get("element_type")) for _, data in self._constants())
+        return sum(math.prod(shape) for shape, kind in shapes if shape and kind in PRECISIONS)
 
     @property
     def fixed_scales(self) -> bool:
-        """Whether it rounds activations by scales that are stored."""
         return any(self._layers("FakeQuantize"))
 
     @property
@@ -97,7 +102,6 @@ class OpenVinoIr(Engine):
 
     @property
     def inputs(self) -> tuple[Port, ...]:
-        """Its inputs."""
         ports = []
         for layer in self._ends("Parameter"):
             data, port = layer.find("data"), layer.find("output/port")
@@ -134,7 +138,7 @@ class OpenVinoIr(Engine):
     def parts(self) -> Counter[Part]:
         """(layer, part of it) → bytes of its constants; constants may share their bytes."""
         parts, seen = Counter[Part](), set[str]()
-        for name, data in self._constants().items():
+        for name, data in self._constants():
             if (offset := data.get("offset", "")) not in seen:
                 seen.add(offset)
                 parts[layer_and_part(name)] += int(data.get("size", "0"))
@@ -143,25 +147,20 @@ class OpenVinoIr(Engine):
         parts[f"(file {self.files[0].name})", "between tensors"] += weights - (parts.total() - graph)
         return parts
 
-    def _constants(self) -> dict[str, ET.Element]:
-        """Constant → where it lies and what it is, by the name that its output had in the model that it was made from."""
-        constants = {}
+    def _constants(self) -> Iterator[tuple[str, ET.Element]]:
+        """(the name that its output had in the model that it was made from, where it lies and what it is) of each constant."""
         for layer in self._layers("Const"):
             port, data = layer.find("output/port"), layer.find("data")
             if data is not None:
                 names = "" if port is None else port.get("names", "")
-                constants[names.partition(",")[0] or layer.get("name", "")] = data
-        return constants
+                yield names.partition(",")[0] or layer.get("name", ""), data
 
     def facts(self) -> dict[str, Fact]:
-        """The facts that `inspect` prints."""
         operators = Counter(layer.get("type", "") for layer in self._layers())
         return {
             **super().facts(),
             "params": self.params,
-            "inputs": port_facts(self.inputs),
-            "outputs": port_facts(self.outputs),
-            "nodes": dict(operators.most_common()),
+            **self.graph_facts(operators),
         }
 
 

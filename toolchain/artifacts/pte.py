@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from toolchain.artifacts.base import Reading
+from toolchain.artifacts.base import Reading, require_bytes
 from toolchain.artifacts.engine import Engine
-from toolchain.artifacts.inputs import Port, Signature
-from toolchain.errors import ArtifactError, RecipeError
-from toolchain.model import BATCH, Preprocess
+from toolchain.artifacts.inputs import Port
+from toolchain.errors import ArtifactError
+from toolchain.files import reading
+from toolchain.model import BATCH
 from toolchain.on_device.runner import PTE_FORM
-from toolchain.outputs import Output, output_named
 
 FIRST = json.dumps(PTE_FORM).encode()[:-1]
 """First bytes of the JSON with which a file describes itself."""
@@ -34,9 +34,10 @@ class Pte(Engine):
     patterns: ClassVar[tuple[str, ...]] = ("*.pte",)
 
     @cached_property
-    def told(self) -> dict[str, Any]:
+    def declared(self) -> dict[str, Any]:
         """Its own description; raises ArtifactError for a file of another format, or one that slimvit did not write."""
-        content = self.path.read_bytes()
+        with reading(self.path):
+            content = self.path.read_bytes()
         if content[4:8] != MAGIC:
             raise ArtifactError(f"{self.path} is no .pte file: it does not have the mark of one")
         start = content.find(FIRST)
@@ -52,65 +53,39 @@ class Pte(Engine):
 
     def require_whole(self) -> None:
         """Raises ArtifactError where it ends before the program or the weights that its header tells of, and as its base does."""
-        with self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             begins = file.read(HEADER.size)
         if len(begins) == HEADER.size:
             mark, length, program, first, segments = HEADER.unpack(begins)
             end = max(program, first + segments if length >= HEADER.size - 8 else 0)
-            if mark == MARK and self.size_bytes < end:
-                raise ArtifactError(
-                    f"{self.path} has {self.size_bytes:,} bytes, and its header tells of {end:,}: it is truncated"
-                )
+            if mark == MARK:
+                require_bytes(self.path, end, f"its header tells of {end:,}")
         super().require_whole()
 
     @property
     def precision(self) -> Reading:
         """The precision of its coarsest matrix product; without engine.json, the one that the file declares."""
-        return super().precision if self.record else Reading(str(self.told["precision"]))
+        return super().precision if self.record else Reading(str(self.declared["precision"]))
 
     @property
     def batches(self) -> tuple[int, ...]:
         """The batches that it takes, one method each."""
-        return tuple(self.told["batches"])
+        return tuple(self.declared["batches"])
 
     @property
     def inputs(self) -> tuple[Port, ...]:
         """Its inputs; the batch is open where it has methods for several."""
         return tuple(
-            Port(
-                each["name"],
-                each["type"],
-                (BATCH if each["shape"][0] is None else each["shape"][0], *each["shape"][1:]),
-            )
-            for each in self.told["inputs"]
+            Port(each["name"], each["type"], (each["shape"][0] or BATCH, *each["shape"][1:]))
+            for each in self.declared["inputs"]
         )
 
     @property
     def outputs(self) -> tuple[Port, ...]:
         """Its outputs, in their order; their shapes are not recorded."""
-        return tuple(Port(name, "", None) for name in self.told["outputs"])
-
-    @property
-    def preprocess(self) -> Preprocess | None:
-        """The preprocessing that its ONNX file declared."""
-        told = self.told["preprocess"]
-        return None if told is None else Preprocess.from_dict(told)
-
-    @property
-    def output(self) -> Output | None:
-        """The kind of output that its ONNX file declared."""
-        return output_named(self.told["output"])
+        return tuple(Port(name, "", None) for name in self.declared["outputs"])
 
     @property
     def own_pixels(self) -> bool:
         """Whether it takes slimvit's pixels."""
-        return bool(self.told["own_pixels"])
-
-    def signature(self, batch: int, sample: tuple[int, ...] | None = None) -> Signature:
-        """Its inputs as they are fed; raises RecipeError for a batch that it has no method for, and as its base does."""
-        if batch not in self.batches:
-            known = ", ".join(map(str, self.batches))
-            raise RecipeError(
-                f"{self.path} was built for batches of {known}, asked for {batch}; name it in engine.batch, and build again"
-            )
-        return super().signature(batch, sample)
+        return bool(self.declared["own_pixels"])

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from toolchain.artifacts.base import Fact, Part, Reading, layer_and_part, port_facts
+from toolchain.artifacts.base import Fact, Part, Reading, layer_and_part
 from toolchain.artifacts.engine import Engine
-from toolchain.artifacts.inputs import Port, Signature
+from toolchain.artifacts.inputs import Port
 from toolchain.artifacts.onnx_file import UINT8
 from toolchain.artifacts.onnx_layers import GRAPH
 from toolchain.artifacts.tflite_reading import StoredTensor, TfliteModel, read_tflite
-from toolchain.errors import ArtifactError, RecipeError
-from toolchain.model import BATCH, Preprocess
-from toolchain.outputs import Output, output_named
+from toolchain.errors import ArtifactError
+from toolchain.model import BATCH
 
 METADATA = "slimvit"
 """Metadata entry that holds the metadata of slimvit's ONNX file, as JSON."""
@@ -43,7 +42,7 @@ class Tflite(Engine):
         return read_tflite(self.path)
 
     @cached_property
-    def metadata(self) -> dict[str, Any]:
+    def declared(self) -> dict[str, Any]:
         """Its metadata; empty if slimvit did not write it."""
         raw = self.content.metadata.get(METADATA, b"{}")
         try:
@@ -55,10 +54,8 @@ class Tflite(Engine):
     @property
     def batches(self) -> tuple[int, ...]:
         """The batches that it takes, one signature each; an open one is 1 as long as nobody resizes it."""
-        return tuple(sorted({shape[0] or 1 for shape in self._shapes() if shape}))
-
-    def _shapes(self) -> list[tuple[int | None, ...]]:
-        return [tensor.shape for each in self.content.signatures for tensor in each.inputs.values()]
+        shapes = [tensor.shape for each in self.content.signatures for tensor in each.inputs.values()]
+        return tuple(sorted({shape[0] or 1 for shape in shapes if shape}))
 
     @property
     def inputs(self) -> tuple[Port, ...]:
@@ -67,7 +64,6 @@ class Tflite(Engine):
 
     @property
     def outputs(self) -> tuple[Port, ...]:
-        """Its outputs."""
         return self._ports("outputs")
 
     def _ports(self, side: str) -> tuple[Port, ...]:
@@ -81,37 +77,17 @@ class Tflite(Engine):
             for name, each in tensors.items()
         )
 
-    def signature(self, batch: int, sample: tuple[int, ...] | None = None) -> Signature:
-        """Its inputs as they are fed; raises RecipeError for a batch that it has no signature for, and as its base does."""
-        if batch not in self.batches:
-            known = ", ".join(map(str, self.batches))
-            raise RecipeError(
-                f"{self.path} has a signature for batches of {known}, asked for {batch}; name it in engine.batch, and build again"
-            )
-        return super().signature(batch, sample)
-
-    @property
-    def preprocess(self) -> Preprocess | None:
-        """The preprocessing that it declares."""
-        told = self.metadata.get("preprocess")
-        return None if told is None else Preprocess.from_dict(told)
-
-    @property
-    def output(self) -> Output | None:
-        """The kind of output that it declares."""
-        return output_named(self.metadata.get("output"))
-
     @property
     def own_pixels(self) -> bool:
         """Whether it declares that it takes uint8 pixels as slimvit writes them."""
-        return bool(self.metadata.get("input") == UINT8)
+        return bool(self.declared.get("input") == UINT8)
 
     @property
     def precision(self) -> Reading:
         """That of its coarsest stored weight of a product, which its metadata may name closer."""
         kinds = self.weights
         name = next((precision for kind, precision in PRECISIONS.items() if kind in kinds), "")
-        told = str(self.metadata.get("precision", ""))
+        told = str(self.declared.get("precision", ""))
         if told and told.partition("-")[0] == name:
             return Reading(told)
         held = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
@@ -150,17 +126,14 @@ class Tflite(Engine):
         return parts
 
     def facts(self) -> dict[str, Fact]:
-        """The facts that `inspect` prints."""
         operators = Counter(node.op for node in self.content.graphs[0].nodes)
         return {
             **super().facts(),
             "params": self.params,
             "batches": list(self.batches),
-            "inputs": port_facts(self.inputs),
-            "outputs": port_facts(self.outputs),
-            "nodes": dict(operators.most_common()),
+            **self.graph_facts(operators),
             "metadata": {
                 f"{METADATA}.{key}": value if isinstance(value, str) else json.dumps(value)
-                for key, value in self.metadata.items()
+                for key, value in self.declared.items()
             },
         }

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolchain.errors import ArtifactError, StorageError, fault_words
+from toolchain.errors import ArtifactError
+from toolchain.files import reading
 from toolchain.foreign import imported
 
 Array = NDArray[Any]
@@ -137,10 +138,8 @@ def read_tflite(path: Path) -> TfliteModel:
         TargetUnavailable: the schema is missing, which comes with the runtime.
     """
     schema = imported("ai_edge_litert.schema_py_generated", "litert-cpu", "pip install 'slimvit[litert]'")
-    try:
+    with reading(path):
         stored = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
     if stored[4:8] != IDENTIFIER:
         raise ArtifactError(f"{path} is no .tflite file, or is truncated")
     try:
@@ -150,75 +149,67 @@ def read_tflite(path: Path) -> TfliteModel:
 
 
 def _read(schema: Any, stored: bytes) -> TfliteModel:
-    model = schema.Model.GetRootAs(stored, 0)
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(stored, 0))
     names = {number: name for name, number in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
     types = {
         number: TYPES.get(name, "") for name, number in vars(schema.TensorType).items() if not name.startswith("_")
     }
-    codes = [model.OperatorCodes(index) for index in range(model.OperatorCodesLength())]
     operators = [
-        code.CustomCode().decode()
-        if code.CustomCode()
-        else names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
-        for code in codes
+        code.customCode.decode() if code.customCode else names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        for code in model.operatorCodes or ()
     ]
-    buffers = [_buffer(model.Buffers(index), stored) for index in range(model.BuffersLength())]
-    graphs = tuple(
-        _graph(model.Subgraphs(index), buffers, operators, types) for index in range(model.SubgraphsLength())
-    )
-    entries = [model.Metadata(index) for index in range(model.MetadataLength())]
-    metadata = {entry.Name().decode(): buffers[entry.Buffer()] for entry in entries}
+    buffers = [_buffer(each, stored) for each in model.buffers or ()]
+    graphs = tuple(_graph(each, buffers, operators, types) for each in model.subgraphs or ())
+    metadata = {entry.name.decode(): buffers[entry.buffer] for entry in model.metadata or ()}
     return TfliteModel(
         graphs,
-        tuple(_signature(model.SignatureDefs(index), graphs) for index in range(model.SignatureDefsLength())),
+        tuple(_signature(each, graphs) for each in model.signatureDefs or ()),
         {name: b"" if data is None else data.tobytes() for name, data in metadata.items()},
     )
 
 
 def _buffer(buffer: Any, stored: bytes) -> Array | None:
     """What a buffer holds, uint8; of large files it lies behind the message."""
-    if buffer.Offset() > 1:
-        if buffer.Offset() + buffer.Size() > len(stored):
+    if buffer.offset > 1:
+        if buffer.offset + buffer.size > len(stored):
             raise ValueError("a buffer ends behind the file")
-        return np.frombuffer(stored, np.uint8, buffer.Size(), buffer.Offset())
-    return None if not buffer.DataLength() else np.asarray(buffer.DataAsNumpy())
+        return np.frombuffer(stored, np.uint8, buffer.size, buffer.offset)
+    data = _vector(buffer.data)
+    return data if data.size else None
 
 
 def _graph(graph: Any, buffers: list[Array | None], operators: list[str], types: dict[int, str]) -> Graph:
-    tensors = tuple(_tensor(graph.Tensors(index), buffers, types) for index in range(graph.TensorsLength()))
-    nodes = [graph.Operators(index) for index in range(graph.OperatorsLength())]
-    return Graph(
-        tensors,
-        tuple(
-            Node(
-                operators[node.OpcodeIndex()],
-                tuple(node.Inputs(index) for index in range(node.InputsLength())),
-                tuple(node.Outputs(index) for index in range(node.OutputsLength())),
-            )
-            for node in nodes
-        ),
+    nodes = (
+        Node(operators[each.opcodeIndex], tuple(_vector(each.inputs).tolist()), tuple(_vector(each.outputs).tolist()))
+        for each in graph.operators or ()
     )
+    return Graph(tuple(_tensor(each, buffers, types) for each in graph.tensors or ()), tuple(nodes))
 
 
 def _tensor(tensor: Any, buffers: list[Array | None], types: dict[int, str]) -> StoredTensor:
-    signature = [tensor.ShapeSignature(index) for index in range(tensor.ShapeSignatureLength())]
-    shape = signature or [tensor.Shape(index) for index in range(tensor.ShapeLength())]
-    how = tensor.Quantization()
-    scaled = how is not None and how.ScaleLength()
+    shape = _vector(tensor.shapeSignature).tolist() or _vector(tensor.shape).tolist()
+    how = tensor.quantization
+    scales = _vector(None if how is None else how.scale)
     return StoredTensor(
-        (tensor.Name() or b"").decode(),
-        types[tensor.Type()],
+        (tensor.name or b"").decode(),
+        types[tensor.type],
         tuple(size if size >= 0 else None for size in shape),
-        tensor.Buffer(),
-        buffers[tensor.Buffer()],
-        np.asarray(how.ScaleAsNumpy()) if scaled else np.empty(0, np.float32),
-        how.QuantizedDimension() if scaled else 0,
+        tensor.buffer,
+        buffers[tensor.buffer],
+        scales,
+        how.quantizedDimension if scales.size else 0,
     )
 
 
 def _signature(signature: Any, graphs: tuple[Graph, ...]) -> TfliteSignature:
-    graph = graphs[signature.SubgraphIndex()]
-    inputs = [signature.Inputs(index) for index in range(signature.InputsLength())]
-    outputs = [signature.Outputs(index) for index in range(signature.OutputsLength())]
-    sides = [{each.Name().decode(): graph.tensors[each.TensorIndex()] for each in side} for side in (inputs, outputs)]
-    return TfliteSignature(signature.SignatureKey().decode(), graph, *sides)
+    graph = graphs[signature.subgraphIndex]
+    inputs, outputs = (
+        {each.name.decode(): graph.tensors[each.tensorIndex] for each in side or ()}
+        for side in (signature.inputs, signature.outputs)
+    )
+    return TfliteSignature(signature.signatureKey.decode(), graph, inputs, outputs)
+
+
+def _vector(numbers: Any) -> Array:
+    """The numbers of a vector, which may be left out."""
+    return np.empty(0, np.float32) if numbers is None else np.asarray(numbers)

@@ -176,8 +176,8 @@ def _run_facts(found: Measurement) -> dict[str, str]:
     latency, cold = found.latency.to_ratio(), found.cold_start
     facts = {
         "latency": f"{latency['point']:.3f} ms  [{latency['lo']:.3f}, {latency['hi']:.3f}]",
-        "p90": _ms(found.tail_ms(0.9)),
-        "p99": _ms(found.tail_ms(0.99)),
+        "p90": _ms(found.tail_ms("A", 0.9)),
+        "p99": _ms(found.tail_ms("A", 0.99)),
         "throughput": f"{found.samples_per_second:.1f} samples/s at batch {found.scenario.batch}",
         "size": f"{found.artifact.size_bytes:,} bytes",
         "this machine now": f"supports comparisons at τ ≥ {100 * found.tau_min:.1f} %",

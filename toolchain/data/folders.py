@@ -189,62 +189,51 @@ def _is_file(path: Path) -> bool:
         return True
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The folders of the parts of an image folder.
+def layout_of(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """(part → the folder of its class folders, what was left out as sentences); "train" alone is the whole, to be split.
 
-    Attributes:
-        folders: part → the folder of its class folders; "train" alone is the whole, to be split.
-        notes: what was left out, as sentences.
+    Splits go by their names; else there are class folders at the top.
+
+    Raises:
+        DataError: there are neither, or it is not clear which.
     """
+    tops = folders_in(root)
+    if not tops:
+        unlabelled = " Unlabelled images are read by images:PATH." if pictures_in(root) else ""
+        raise DataError(f"{root} has no class folder; expected one for each class, or train/ and val/.{unlabelled}")
+    candidates = _candidates(tops)
+    if any(folders_in(tops[name]) for name in candidates.get("train", ())):
+        return _splits_of(root, tops, by_split(tops, str(root)))
+    if set().union(*candidates.values()) == set(tops):  # a class may be called "train", beside "bus" and "car"
+        what = "holds no class folders" if "train" in candidates else "is missing"
+        raise DataError(
+            f"{root} has the splits {listed(tops)}, but train/ {what}. Names that are read: {NAMES_READ}. "
+            "Unlabelled images are read by images:PATH."
+        )
+    _refuse_unknown_splits(root, tops)
+    return {"train": root}, []
 
-    folders: dict[str, Path]
-    notes: tuple[str, ...] = ()
 
-    @staticmethod
-    def of(root: Path) -> Layout:
-        """The layout of a folder: splits by their names, else class folders at the top.
-
-        Raises:
-            DataError: there are neither, or it is not clear which.
-        """
-        tops = folders_in(root)
-        if not tops:
-            unlabelled = " Unlabelled images are read by images:PATH." if pictures_in(root) else ""
-            raise DataError(f"{root} has no class folder; expected one for each class, or train/ and val/.{unlabelled}")
-        candidates = _candidates(tops)
-        if any(folders_in(tops[name]) for name in candidates.get("train", ())):
-            return Layout._of_splits(root, tops, by_split(tops, str(root)))
-        if set().union(*candidates.values()) == set(tops):  # a class may be called "train", beside "bus" and "car"
-            what = "holds no class folders" if "train" in candidates else "is missing"
+def _splits_of(root: Path, tops: dict[str, Path], names: dict[str, str]) -> tuple[dict[str, Path], list[str]]:
+    folders = {part: tops[name] for part, name in names.items()}
+    classes, notes = set(folders_in(folders["train"])), list[str]()
+    if "test" in folders and _is_unlabelled(folders["test"]):
+        notes.append(f"{names['test']}/ has no class folders, so it was left out; accuracy is counted without it.")
+        del folders["test"]
+    if "validation" in folders and not folders_in(folders["validation"]):
+        raise DataError(
+            f"{folders['validation']} has no class folders; sort its images into folders named as those of train/, or "
+            "take it away"
+        )
+    if others := {name for name in tops if name not in names.values()}:
+        alike = {name for name in others if classes & set(folders_in(tops[name]))}
+        if alike and len(names) == 1:
             raise DataError(
-                f"{root} has the splits {listed(tops)}, but train/ {what}. Names that are read: {NAMES_READ}. "
-                "Unlabelled images are read by images:PATH."
+                f"{root} has {names['train']}/ and beside it {listed(alike)}, with folders of the same names. Names "
+                f"of splits that are read: {NAMES_READ}. Rename the folder, or take it away."
             )
-        _refuse_unknown_splits(root, tops)
-        return Layout({"train": root})
-
-    @staticmethod
-    def _of_splits(root: Path, tops: dict[str, Path], names: dict[str, str]) -> Layout:
-        folders = {part: tops[name] for part, name in names.items()}
-        classes, notes = set(folders_in(folders["train"])), list[str]()
-        if "test" in folders and _is_unlabelled(folders["test"]):
-            notes.append(f"{names['test']}/ has no class folders, so it was left out; accuracy is counted without it.")
-            del folders["test"]
-        if "validation" in folders and not folders_in(folders["validation"]):
-            raise DataError(
-                f"{folders['validation']} has no class folders; sort its images into folders named as those of train/, or "
-                "take it away"
-            )
-        if others := {name for name in tops if name not in names.values()}:
-            alike = {name for name in others if classes & set(folders_in(tops[name]))}
-            if alike and len(names) == 1:
-                raise DataError(
-                    f"{root} has {names['train']}/ and beside it {listed(alike)}, with folders of the same names. Names "
-                    f"of splits that are read: {NAMES_READ}. Rename the folder, or take it away."
-                )
-            notes.append(f"Beside the splits, these folders were left out: {listed(others)}.")
-        return Layout(folders, tuple(notes))
+        notes.append(f"Beside the splits, these folders were left out: {listed(others)}.")
+    return folders, notes
 
 
 def _is_unlabelled(folder: Path) -> bool:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from PIL import Image
-from torch import Tensor
 
 from toolchain.data.base import Content
 from toolchain.data.classes import numbers_of
-from toolchain.data.files import digested, header_notes, sample, workers
-from toolchain.data.glances import Glances, glance
-from toolchain.data.pictures import BAD_FILE, Headers, eight_bit
+from toolchain.data.pictures import Headers, eight_bit
 from toolchain.data.splits import UNLABELLED, Images
+from toolchain.data.stored import Pictures, digested, header_notes, workers_of
 from toolchain.data.tables import USAGE, Split, columns_of, tables_of, unread_labels
-from toolchain.data.transforms import Preprocessing, Wanted, unreadable
+from toolchain.data.transforms import Wanted
 from toolchain.errors import DataError, fault_words
 
 ROWS = 1000
@@ -55,9 +52,7 @@ class HuggingFace:
                     raise DataError(f"hf:{argument} has rows without a label in {label_column!r} (−1); drop them first")
             rows = Rows(argument, part, table, image_column)
             rows.check(headers)
-            load = partial(_pixels, preprocessing, rows)
-            glances = Glances(partial(_glance, rows, preprocessing.exif_orientation))
-            parts[part] = Images(load, labels, workers=workers(wanted), finish=preprocessing.of_pixels, glances=glances)
+            parts[part] = rows.images(labels, preprocessing, workers_of(wanted))
             digest.update(f"{part} ".encode())
             for told in rows.told():
                 digest.update(told)
@@ -68,14 +63,11 @@ class HuggingFace:
             None if label_column is None else _num_classes(first, label_column, parts),
             flip=True,
             class_names=_class_names(first, label_column, numbers),
-            notes=(
-                *notes,
-                *header_notes(headers, sum(map(len, tables.values())), wanted, preprocessing),
-            ),
+            notes=(*notes, *header_notes(headers, sum(map(len, tables.values())), wanted, preprocessing)),
         )
 
 
-class Rows:
+class Rows(Pictures):
     """The encoded pictures of a table: the library would decode, turn and convert them by itself."""
 
     def __init__(self, name: str, part: str, table: Split, column: str) -> None:
@@ -91,19 +83,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self._table)
 
-    def described(self, position: int) -> str:
-        """The name of a row in messages."""
+    def named(self, position: int) -> str:
         return f"in row {position} of {self._name}"
 
     def open(self, position: int) -> Image.Image:
-        """The picture of a row, opened; raises what Pillow raises."""
         value = self._table[position][self._column]
         if not value or not (value["bytes"] or value["path"]):
             raise ValueError("the row has no image")
         return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
 
     def as_declared(self, picture: Image.Image, *, turn: bool) -> Image.Image:
-        """The picture in the mode that the column declares, if it does; raises ValueError."""
         return picture if self._mode is None else eight_bit(picture, self._mode, turn=turn)
 
     def told(self) -> Iterator[bytes]:
@@ -123,27 +112,6 @@ class Rows:
                         yield digested(file)
                 except OSError as error:
                     raise DataError(f"cannot read the image {path} of {self._name}: {fault_words(error)}") from error
-
-    def check(self, headers: Headers) -> None:
-        """Counts what headers tell of all rows or, of many, an even sample; raises DataError."""
-        for position in sample(len(self)):
-            try:
-                with self.open(position) as picture:
-                    headers.add(picture)
-            except BAD_FILE as error:
-                raise unreadable(self.described(position), error) from error
-
-
-def _pixels(preprocessing: Preprocessing, rows: Rows, position: int) -> Tensor:
-    try:
-        with rows.open(position) as picture:
-            return preprocessing.pixels_of(rows.as_declared(picture, turn=preprocessing.exif_orientation))
-    except BAD_FILE as error:
-        raise unreadable(rows.described(position), error) from error
-
-
-def _glance(rows: Rows, turn: bool, position: int) -> Tensor | None:
-    return glance(lambda: rows.open(position), turn=turn)
 
 
 def _numbers(name: str, tables: Mapping[str, Split], column: str | None, wanted: Wanted) -> list[int] | None:

@@ -30,7 +30,7 @@ def images_of(
     """Images over pixels [N, 1, h, w]: ready model inputs where all take at most `kept_bytes`, else computed at each access."""
     if 4 * len(pixels) * int(np.prod(preprocessing.input_size)) <= kept_bytes:
         return Images(preprocessing.of_pixels(pixels).__getitem__, labels)
-    return Images(partial(_one, preprocessing, pixels), labels)
+    return Images(pixels.__getitem__, labels, finish=preprocessing.of_pixels)
 
 
 def _notes(pixels: Tensor, preprocessing: Preprocessing) -> tuple[str, ...]:
@@ -42,10 +42,6 @@ def _notes(pixels: Tensor, preprocessing: Preprocessing) -> tuple[str, ...]:
     if channels != 1:
         notes.append(f"Grey images are repeated over the model's {channels} channels.")
     return tuple(notes)
-
-
-def _one(preprocessing: Preprocessing, pixels: Tensor, position: int) -> Tensor:
-    return preprocessing.of_pixels(pixels[position : position + 1])[0]
 
 
 class Digits:
@@ -119,7 +115,7 @@ class Synthetic:
 
     def read(self, _argument: str, wanted: Wanted, /) -> Content:
         """Unlabelled images; the preprocessing is what the deployed model will expect, drawn ones are past it."""
-        preprocessing = _expected(wanted)
+        preprocessing = wanted.natural() if wanted.input_size[0] in (1, 3) else wanted.declared(0.0, 1.0)
         parts, start = {}, 0
         for part, size in (
             ("train", max(wanted.calibration_images, 4)),
@@ -130,12 +126,6 @@ class Synthetic:
             parts[part] = Images(load, [UNLABELLED] * size)
             start += size
         return Content(parts, preprocessing, f"normal, seed {SPLIT_SEED}", synthetic=True)
-
-
-def _expected(wanted: Wanted) -> Preprocessing:
-    if wanted.input_size[0] in (1, 3):
-        return wanted.natural()
-    return wanted.declared(0.0, 1.0)
 
 
 def _normal(input_size: tuple[int, int, int], seed: int, position: int) -> Tensor:

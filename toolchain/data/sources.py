@@ -22,7 +22,7 @@ from toolchain.data.hub import HuggingFace
 from toolchain.data.memory import Digits, FashionMnist, Synthetic
 from toolchain.data.scenes import keep_apart, tell_apart
 from toolchain.data.splits import Images, arrange, made
-from toolchain.data.transforms import Wanted
+from toolchain.data.transforms import Preprocessing, Wanted
 from toolchain.errors import DataError, ModelError
 from toolchain.files import digest_of, expanded
 
@@ -48,13 +48,12 @@ class DataSource:
 
     Attributes:
         name: as written in the recipe.
-        labelled: whether accuracy can be measured.
         num_classes: None when unlabelled.
         class_names: name of a class → its label, where classes have names.
         classes: the class map by which labels are numbers of the model's outputs; "" where they are the source's own.
         synthetic: whether the images mean nothing.
         flip: whether training may mirror images.
-        mean, std, interpolation, crop_pct, crop_mode, exif_orientation: the preprocessing (see `Preprocessing`).
+        preprocessing: what every image went through.
         digest: sha256 of content, splits, preprocessing, and a `flip` that is not usual; where the content lies does not count.
         notes: one sentence for each thing that was left out, or done to the images without being asked for.
         splits: "train", "calibration" (a subset of train), "validation", "test".
@@ -62,22 +61,21 @@ class DataSource:
     """
 
     name: str
-    labelled: bool
-    num_classes: int | None
-    synthetic: bool
-    flip: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float | None
-    crop_mode: str | None
+    preprocessing: Preprocessing
     digest: str
     splits: Mapping[str, Images] = field(repr=False)
-    exif_orientation: bool = False
+    num_classes: int | None = None
+    synthetic: bool = False
+    flip: bool = False
     classes: str = ""
     notes: tuple[str, ...] = ()
     content: str = ""
     class_names: Mapping[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy can be measured."""
+        return self.num_classes is not None
 
     def pictures(self, split: str) -> str:
         """sha256 over the identities of the pictures in a split, without preprocessing and labels; "" if unknown."""
@@ -118,7 +116,7 @@ class DataSource:
     def unlabelled(self, note: str) -> DataSource:
         """The same images in the same splits without their labels, and a note that says why."""
         splits = {name: images.unlabelled() for name, images in self.splits.items()}
-        return replace(self, labelled=False, num_classes=None, splits=splits).noted(note)
+        return replace(self, num_classes=None, splits=splits).noted(note)
 
     def to_compare(self, count: int = LEAST_COMPARED) -> list[Tensor]:
         """Up to `count` images [C, H, W] to compare models on; at least `LEAST_COMPARED`, and the first of them all differ.
@@ -133,10 +131,8 @@ class DataSource:
         distinct: dict[bytes, Tensor] = {}
         others: list[Tensor] = []
         for images, index in islice(places, max(count, SEARCHED)):
-            image, key = images[index][0], b""
-            if len(distinct) < LEAST_COMPARED:
-                key = image.numpy().tobytes()
-            if key and key not in distinct:
+            image = images[index][0]
+            if len(distinct) < LEAST_COMPARED and (key := image.numpy().tobytes()) not in distinct:
                 distinct[key] = image
             else:
                 others.append(image)
@@ -144,9 +140,8 @@ class DataSource:
                 break
         if len(distinct) < LEAST_COMPARED:
             read = len(distinct) + len(others)
-            which = (
-                f"the first {read} images" if read >= SEARCHED else "the images"
-            )  # of fewer, some may stand for two splits
+            # Of fewer, some may stand for two splits.
+            which = f"the first {read} images" if read >= SEARCHED else "the images"
             raise DataError(
                 f"{which} of the data source {self.name!r} show {len(distinct)} different pictures in all; "
                 f"at least {LEAST_COMPARED} are needed to compare models. Add images, or remove copies."
@@ -224,19 +219,12 @@ def open_source(name: str, wanted: Wanted, *, classes: str = "", outputs: int | 
         notes.append(f"Accuracy is over {content.num_classes} of {of}, by data.classes; any class can be predicted.")
     for note in notes:
         logger.warning("data source %s: %s", name, note)
-    used = content.preprocessing
     return DataSource(
         name=name,
-        labelled=content.num_classes is not None,
         num_classes=content.num_classes,
         synthetic=content.synthetic,
         flip=content.flip,
-        mean=used.mean,
-        std=used.std,
-        interpolation=used.interpolation,
-        crop_pct=used.crop_pct,
-        crop_mode=used.crop_mode,
-        exif_orientation=used.exif_orientation,
+        preprocessing=content.preprocessing,
         digest=_digest(kind, content, splits, mapped=numbers is not None, mirrored=content.flip != usual),
         splits=splits,
         classes=classes,

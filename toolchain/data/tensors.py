@@ -15,6 +15,7 @@ from toolchain.data.glances import SIDE, Glances
 from toolchain.data.scenes import keep_apart, tell_apart
 from toolchain.data.sources import DataSource
 from toolchain.data.splits import SPLIT_SEED, TEST_SHARE, UNLABELLED, Images, arrange, hold_out
+from toolchain.data.transforms import Preprocessing
 from toolchain.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -43,18 +44,10 @@ def tensor_source(images: Tensor) -> DataSource:
     notes = (*told, *kept, *notes_on(splits["calibration"], len(train), len(train)))
     for note in notes:
         logger.warning("images: %s", note)
-    channels = images.shape[1]
+    channels, height, width = images.shape[1:]
     source = DataSource(
         name="tensors",
-        labelled=False,
-        num_classes=None,
-        synthetic=False,
-        flip=False,
-        mean=(0.0,) * channels,
-        std=(1.0,) * channels,
-        interpolation="bilinear",
-        crop_pct=None,
-        crop_mode=None,
+        preprocessing=Preprocessing((channels, height, width), (0.0,) * channels, (1.0,) * channels),
         digest=hashlib.sha256(images.contiguous().numpy().data).hexdigest(),
         splits=splits,
         notes=notes,

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -18,8 +17,9 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.nn import functional
 
-from toolchain.data.pictures import BAD_FILE, eight_bit
+from toolchain.data.pictures import eight_bit
 from toolchain.errors import DataError
+from toolchain.preprocess import ImageForm
 from toolchain.recipe import CropMode, Interpolation
 
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
@@ -29,25 +29,12 @@ ALWAYS = "bilinear"
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a model input; written into the metadata of the ONNX files.
+class Preprocessing(ImageForm):
+    """How an image becomes a model input, carried out.
 
-    Attributes:
-        input_size: (C, H, W).
-        mean, std: C values each, applied to pixels in 0..1.
-        interpolation: how an image of another size is resized (antialiased).
-        crop_pct: the share of the resized image that the centre crop keeps, or None if nothing is cropped.
-        crop_mode: timm's crop mode ("center", "squash", "border"), or None if nothing is cropped.
-        exif_orientation: whether pictures are turned as their EXIF orientation says.
+    Raises:
+        DataError: a standard deviation is not above 0, or the filter or the crop mode is not known.
     """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_pct: float | None = None
-    crop_mode: str | None = None
-    exif_orientation: bool = False
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
@@ -82,14 +69,6 @@ class Preprocessing:
         pixels: Tensor = self._transform(eight_bit(picture, "L" if grey else "RGB", turn=self.exif_orientation))
         return pixels
 
-    def pixels_of_file(self, path: Path | IO[bytes], name: str = "") -> Tensor:
-        """The same of an image file; raises DataError, with the name, if it cannot be decoded."""
-        try:
-            with Image.open(path) as picture:
-                return self.pixels_of(picture)
-        except BAD_FILE as error:
-            raise unreadable(name or str(path), error) from error
-
     @cached_property
     def _transform(self) -> Any:
         return create_transform(
@@ -100,11 +79,6 @@ class Preprocessing:
             crop_mode=self.crop_mode,
             normalize=False,
         )
-
-
-def unreadable(name: str, error: Exception) -> DataError:
-    """What to raise for an image that cannot be read."""
-    return DataError(f"cannot read the image {name}: {str(error).rstrip('.')}. Remove or replace the file.")
 
 
 class _Declared(BaseModel):

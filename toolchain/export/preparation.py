@@ -149,8 +149,8 @@ def resized_source(
 ) -> DataSource:
     """As `source_for`; raises if the source does not resize with the requested filter and crop."""
     source = source_for(name, preprocess, classes, calibration_images, asked)
-    if asked.interpolation is not None and source.interpolation != asked.interpolation:
+    if asked.interpolation is not None and source.preprocessing.interpolation != asked.interpolation:
         raise RecipeError(
-            f"images of {name!r} are resized by {source.interpolation}, always; remove interpolation = {asked.interpolation!r}"
+            f"images of {name!r} are resized by {source.preprocessing.interpolation}, always; remove interpolation = {asked.interpolation!r}"
         )
     return source

@@ -19,8 +19,8 @@ from typing import IO, Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from toolchain.devices.portable import FOLDER, Portable
-from toolchain.errors import ArtifactError, MeasurementError, StorageError, fault_words
-from toolchain.files import atomic_path, sha256
+from toolchain.errors import ArtifactError, MeasurementError
+from toolchain.files import atomic_path, reading, sha256
 from toolchain.measure.compare import plan_comparison
 from toolchain.measure.comparison import Comparison
 from toolchain.measure.samples import Design, Workload
@@ -172,7 +172,7 @@ def _entry(name: str, size: int) -> tarfile.TarInfo:
 def _open_bundle(bundle: Path, folder: Path) -> tuple[_Bundle, str]:
     """(bundle.json, its sha256), with the bundle's artifacts, checked, below `folder`."""
     try:
-        with tarfile.open(bundle, "r:") as tar:
+        with reading(bundle), tarfile.open(bundle, "r:") as tar:
             raw = _read(tar, bundle_run.BUNDLE)
             _json(raw, f"{bundle}: {bundle_run.BUNDLE}", bundle_run.BUNDLE_SCHEMA)
             content = _Bundle.model_validate_json(raw)
@@ -183,8 +183,6 @@ def _open_bundle(bundle: Path, folder: Path) -> tuple[_Bundle, str]:
                 there = _extract(tar, name, folder.joinpath(*path.parts) if path.parts[0] == FOLDER else None)
                 if there != digest:
                     raise ArtifactError(f"{bundle} was altered: {name} has sha256 {there}, it lists {digest}")
-    except OSError as error:
-        raise StorageError(f"cannot read {bundle}: {fault_words(error)}") from error
     except ValidationError:
         raise ArtifactError(f"{bundle}: its {bundle_run.BUNDLE} is not one of this version") from None
     except (tarfile.TarError, EOFError, KeyError) as error:
@@ -224,14 +222,13 @@ def _extract(tar: tarfile.TarFile, name: str, target: Path | None) -> str:
 def _read_result(path: Path, bundle: Path, digest: str) -> dict[str, Samples]:
     """Plan digest → session, of a result that answers the bundle of this digest."""
     try:
-        if path.is_file() and tarfile.is_tarfile(path):
-            with tarfile.open(path, "r:*") as tar:
-                (name,) = [entry.name for entry in tar if PurePosixPath(entry.name).name == bundle_run.RESULT]
-                raw = _read(tar, name)
-        else:
-            raw = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
+        with reading(path):
+            if path.is_file() and tarfile.is_tarfile(path):
+                with tarfile.open(path, "r:*") as tar:
+                    (name,) = [entry.name for entry in tar if PurePosixPath(entry.name).name == bundle_run.RESULT]
+                    raw = _read(tar, name)
+            else:
+                raw = path.read_bytes()
     except (tarfile.TarError, EOFError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} holds no {bundle_run.RESULT}, or is truncated: {error}") from None
     result = _json(raw, str(path), bundle_run.RESULT_SCHEMA)

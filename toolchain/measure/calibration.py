@@ -65,23 +65,19 @@ class Calibration(Record):
 
     @property
     def scenario(self) -> Scenario:
-        """The scenario that was timed."""
         return self.comparison.scenario
 
     @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
-        """The artifacts that were timed, with their digests."""
         return {A: self.comparison.artifacts["A"]}
 
     @property
     def headline(self) -> str:
-        """The result in one line."""
         last = self.rows[-1]
         return f"τ ≥ {100 * last.tau_min:.1f} % with {last.blocks} blocks"
 
     @property
     def environment(self) -> dict[str, JsonValue]:
-        """The machine, the same before and after all sessions."""
         return self.comparison.environment
 
     def to_dict(self) -> dict[str, object]:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
 from toolchain.artifacts import Signature
 from toolchain.devices.device import Device, device_for
 from toolchain.devices.transport import Measurer
@@ -18,7 +16,7 @@ from toolchain.measure.experiment import Experiment, artifact_facts, plan_experi
 from toolchain.measure.samples import CONTROL, A, ArtifactFacts, B, Design, Parity, Session, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.progress import SILENT, Progress
-from toolchain.records import first_fault
+from toolchain.records import checked
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Trial(Experiment):
 
     def comparison(self, sessions: Sequence[Session]) -> Comparison:
         """What the sessions of one or more whole looks say; raises MeasurementError if they do not belong together."""
-        try:
+        with checked(MeasurementError, f"{self._names()} on {self.scenario.target}"):
             return Comparison(
                 scenario=self.scenario,
                 design=self.design,
@@ -52,8 +50,6 @@ class Trial(Experiment):
                 artifacts=self.artifacts,
                 sessions=tuple(sessions),
             )
-        except ValidationError as error:
-            raise MeasurementError(f"{self._names()} on {self.scenario.target}: {first_fault(error)}") from None
 
     def _require_equal_outputs(self, session: Session) -> None:
         ours, theirs = ([list(shape) for shape in session.variants[name].outputs] for name in (A, B))

@@ -8,27 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import JsonValue, model_validator
+from pydantic import model_validator
 
 from toolchain.measure import stored
-from toolchain.measure.environment import machine_changes
-from toolchain.measure.intervals import (
-    Interval,
-    block_log_ratios,
-    median_interval,
-    slot_medians,
-    tail,
-    too_few,
-)
-from toolchain.measure.samples import CONTROL, VARIANTS, A, ArtifactFacts, B, Design, Parity, Scenario, Session
-from toolchain.on_device.runner import block_orders
-from toolchain.records import Record
+from toolchain.measure.intervals import Interval, block_log_ratios, outward, too_few
+from toolchain.measure.sampled import Sampled, require_sessions
+from toolchain.measure.samples import CONTROL, VARIANTS, A, ArtifactFacts, B, Parity
 
 SCHEMA = "slimvit.bench/2"
 Verdict = Literal["invalid", "regressed", "improved", "pass", "inconclusive"]
@@ -59,51 +48,7 @@ def judge(ratio: Interval, control: Interval, session_medians: Sequence[float], 
     return "pass" if ratio.hi < math.log1p(tau) else "inconclusive"
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """What follows from some sessions: ln(B/A), ln(A'/A), each session's median of ln(B/A), and the verdict."""
-
-    ratio: Interval
-    control: Interval
-    session_medians: list[float]
-    verdict: Verdict
-
-
-def judged(sessions: Sequence[Session], design: Design) -> Judgement:
-    """The judgement at one look, at confidence 1 − alpha/looks."""
-    ratios, controls = (
-        [block_log_ratios(session.slots_ns(name), session.slots_ns(A)) for session in sessions] for name in (B, CONTROL)
-    )
-    ratio, control = (
-        median_interval(each, alpha=design.alpha, looks=design.looks, seed=design.seed) for each in (ratios, controls)
-    )
-    medians = [float(np.median(each)) for each in ratios]
-    return Judgement(ratio, control, medians, judge(ratio, control, medians, design.tau))
-
-
-def require_sessions(sessions: Sequence[Session], design: Design, scenario: Scenario, variants: Sequence[str]) -> None:
-    """Raises ValueError unless the samples are those that a design asks for, all of one machine."""
-    for session in sessions:
-        where, blocks = f"session {session.session}", design.blocks_of(session.session)
-        if set(session.variants) != set(variants):
-            raise ValueError(f"{where}: expected the variants {tuple(variants)}, got {tuple(session.variants)}")
-        orders = block_orders(variants, blocks, design.seed, session.session)
-        if [list(block.order) for block in session.blocks] != orders:
-            raise ValueError(f"{where}: the blocks are not the {blocks} that seed {design.seed} orders")
-        for name, facts in session.variants.items():
-            kept = facts.calls_per_slot - facts.discarded
-            if any(len(block.samples_ns.get(name, ())) != kept for block in session.blocks):
-                raise ValueError(f"{where}: a block of {name} does not hold {kept} samples")
-    prints = [fp for s in sessions for fp in (s.fingerprint.before, s.fingerprint.after)]
-    if changes := machine_changes(prints):
-        raise ValueError(f"the machine changed while it was measured: {'; '.join(changes)}")
-    for key, wanted in (("threads", scenario.threads), ("affinity", scenario.affinity)):
-        found = prints[0].machine.get(key)
-        if wanted is not None and (tuple(found) if isinstance(found, list) else found) != wanted:
-            raise ValueError(f"the scenario says {key} {wanted}, the samples were taken with {found}")
-
-
-class Comparison(Record):
+class Comparison(Sampled):
     """B against A: the design, the raw samples, and as properties all that follows from them.
 
     Ratios are time of B over time of A: below 1, B is faster.
@@ -114,11 +59,8 @@ class Comparison(Record):
 
     name: ClassVar[str] = SCHEMA
 
-    scenario: Scenario
-    design: Design
     parity: Parity
     artifacts: dict[Literal["A", "B"], ArtifactFacts]
-    sessions: tuple[Session, ...]
 
     @model_validator(mode="after")
     def _samples_fit_the_design(self) -> Comparison:
@@ -135,7 +77,8 @@ class Comparison(Record):
         """The comparison as it was at one of its looks, 1…`looks`."""
         if look == self.looks:
             return self
-        return Comparison(**{**dict(self), "sessions": self.sessions[: look * self.design.sessions]})
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return Comparison(**{**fields, "sessions": self.sessions[: look * self.design.sessions]})
 
     def require_looks(self, undecided: Undecided = without_verdict) -> None:
         """Raises ValueError unless the data grew exactly until it decided, so that no look was left out or added.
@@ -149,10 +92,6 @@ class Comparison(Record):
         if self.looks < self.design.looks and undecided(self):
             raise ValueError(f"look {self.looks} of {self.design.looks} had not decided, and the next are missing")
 
-    @cached_property
-    def _judgement(self) -> Judgement:
-        return judged(self.sessions, self.design)
-
     @property
     def of_one_file(self) -> bool:
         """Whether A and B hold the same bytes, so that the comparison says nothing of a change."""
@@ -163,30 +102,24 @@ class Comparison(Record):
         """The number of looks at which the data was judged."""
         return len(self.sessions) // self.design.sessions
 
-    @property
-    def blocks(self) -> int:
-        """Over all sessions."""
-        return sum(len(session.blocks) for session in self.sessions)
-
-    @property
+    @cached_property
     def ratio(self) -> Interval:
         """ln(B/A) with its bootstrap interval."""
-        return self._judgement.ratio
+        return self.log_ratio(B, A, self.design.looks)
 
-    @property
+    @cached_property
     def control(self) -> Interval:
-        """ln(A'/A), the same file twice: what the protocol sees where there is nothing to see."""
-        return self._judgement.control
+        return self.log_ratio(CONTROL, A, self.design.looks)
 
-    @property
+    @cached_property
     def session_medians(self) -> list[float]:
         """The median of ln(B/A) of each session."""
-        return self._judgement.session_medians
+        return [float(np.median(block_log_ratios(each.slots_ns(B), each.slots_ns(A)))) for each in self.sessions]
 
     @property
     def verdict(self) -> Verdict:
         """The verdict at tolerance `design.tau`."""
-        return self._judgement.verdict
+        return judge(self.ratio, self.control, self.session_medians, self.design.tau)
 
     @property
     def verified_speedup_at_least(self) -> float | None:
@@ -194,37 +127,47 @@ class Comparison(Record):
         return math.exp(-self.ratio.hi) if self.verdict == "improved" else None
 
     @property
-    def tau_min(self) -> float:
-        """The smallest tolerance at which this run's control would have been valid."""
-        return max(3 * abs(self.control.point), 2 * self.control.half_width)
+    def headline(self) -> str:
+        """One line: the verdict, what it allows to say, and the evidence.
 
-    def latency_ms(self, variant: str) -> float:
-        """The median over all blocks of a variant's slot medians."""
-        medians = [slot_medians(session.slots_ns(variant)) for session in self.sessions]
-        return float(np.median(np.concatenate(medians))) / 1e6
-
-    def tail_ms(self, variant: str, share: float) -> float | None:
-        """A quantile (0.9, 0.99) of single calls; None where there are too few."""
-        samples = [each for session in self.sessions for slot in session.slots_ns(variant) for each in slot]
-        found = tail(samples, share)
-        return None if found is None else found / 1e6
+        Bounds are rounded towards the weaker claim, so the line never says more than the samples do.
+        """
+        ratio = self.ratio.to_ratio()
+        control, design = self.control, self.design
+        speed = f"{1 / ratio['point']:.2f}×"
+        verified = self.verified_speedup_at_least
+        said = {
+            "improved": f"{speed} (verified ≥ {math.floor((verified or 1.0) * 100) / 100:.2f}×)",
+            "regressed": f"{ratio['point']:.2f}× the time of the baseline (at least {math.floor(ratio['lo'] * 100) / 100:.2f}×)",
+            "pass": f"not slower beyond {_percent(design.tau)}; {speed}, a speedup is not verified",
+            "inconclusive": f"{speed}, not verified; {self._doubt}",
+            "invalid": f"not verified; the control strays too far, this run supports τ ≥ {math.ceil(self.tau_min * 1000) / 10:.1f} %",
+        }[self.verdict]
+        evidence = [
+            f"ratio {ratio['point']:.2f} {outward(ratio['lo'], ratio['hi'])} at {100 * (1 - design.alpha / design.looks):.3g} %",
+            f"control ±{_percent(abs(control.point) + control.half_width)}",
+            f"τ {_percent(design.tau)}",
+            f"{self.blocks} blocks in {len(self.sessions)} sessions",
+            *([f"look {self.looks} of {design.looks}"] if design.looks > 1 else []),
+            *(["parity not claimed"] if self.parity == "not claimed" else []),
+            *(["A and B are the same file"] if self.of_one_file else []),
+        ]
+        return f"{self.verdict}: {said}, {', '.join(evidence)}"
 
     @property
-    def headline(self) -> str:
-        """The result in one line."""
-        from toolchain.measure.summary import summary  # which reads comparisons
-
-        return summary(self)
+    def _doubt(self) -> str:
+        """Why nothing can be said: too few sessions, or an interval that holds the limit."""
+        medians = self.session_medians
+        if len(medians) == 1:
+            return "one process does not show what processes differ by"
+        if too_few(medians, self.design.tau):
+            return f"sessions differ by {_percent(max(medians) - min(medians))}"
+        return "the interval holds the limit"
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows: the verdict, and both latencies."""
         rows = [f"| {self.artifacts[name].name} | {self.latency_ms(name):.3f} ms |" for name in (A, B)]
         return "\n".join([f"**{self.headline}**", "", "| file | median latency |", "|---|---|", *rows])
-
-    @property
-    def environment(self) -> dict[str, JsonValue]:
-        """The machine, the same before and after all sessions."""
-        return self.sessions[0].fingerprint.before.machine
 
     def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench compare --json`: the statistics and, under `raw`, what they follow from."""
@@ -245,29 +188,21 @@ class Comparison(Record):
             "sessions": len(self.sessions),
             "blocks": self.blocks,
             "parity": self.parity,
-            "environment": self.environment,
-            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
+            **self.sealed(),
         }
 
-    def save(self, path: Path) -> None:
-        """Writes `to_dict` atomically; raises StorageError."""
-        stored.save(self, path)
-
-    @staticmethod
-    def load(path: Path) -> Comparison:
-        """The comparison in a file; raises as `stored.load`."""
-        return stored.load(path, SCHEMA, _parser(without_verdict))
+    @classmethod
+    def parsed(cls, text: str, undecided: Undecided = without_verdict) -> Self:
+        """As its base; raises ValueError also where the data did not grow by `undecided`."""
+        found = super().parsed(text)
+        found.require_looks(undecided)
+        return found
 
     @staticmethod
     def recomputed(found: Any, where: str, undecided: Undecided = without_verdict) -> Comparison:
         """The comparison in a JSON object that grew by `undecided`; other arguments and errors as `stored.recomputed`."""
-        return stored.recomputed(found, where, SCHEMA, _parser(undecided))
+        return stored.recomputed(found, where, SCHEMA, partial(Comparison.parsed, undecided=undecided))
 
 
-def _parser(undecided: Undecided) -> Callable[[str], Comparison]:
-    def parse(text: str) -> Comparison:
-        found = Comparison.model_validate_json(text)
-        found.require_looks(undecided)
-        return found
-
-    return parse
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from toolchain.artifacts import ARTIFACTS, InputSpec, Signature, open_artifact
 from toolchain.devices.device import Device
 from toolchain.errors import RecipeError, TargetUnavailable
 from toolchain.measure.samples import ArtifactFacts, Design, Scenario, Workload
 from toolchain.on_device.runner import COLD_SCHEDULE_SCHEMA, SCHEDULE_SCHEMA, Inputs, Schedule, Tensor, VariantSchedule
-from toolchain.records import first_fault
+from toolchain.records import checked
 from toolchain.targets import get_target
 
 INPUT_SETS = 8
@@ -98,7 +96,7 @@ def plan_experiment(runtime: str, workload: Workload, design: Design, artifacts:
 
 def scenario_of(runtime: str, workload: Workload, inputs: tuple[InputSpec, ...]) -> Scenario:
     """The scenario of a workload on a runtime; raises RecipeError for a number that is out of range."""
-    try:
+    with checked(RecipeError, "cannot measure"):
         return Scenario(
             target=runtime,
             threads=workload.threads,
@@ -106,8 +104,6 @@ def scenario_of(runtime: str, workload: Workload, inputs: tuple[InputSpec, ...])
             inputs=inputs,
             affinity=workload.affinity,
         )
-    except ValidationError as error:
-        raise RecipeError(f"cannot measure: {first_fault(error)}") from None
 
 
 def workload_on(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -91,19 +91,13 @@ def too_few(medians: Sequence[float], tau: float) -> bool:
     return len(medians) == 1 or (len(medians) < MANY_SESSIONS and max(medians) - min(medians) > tau / 2)
 
 
-def bootstrap_medians(
-    sessions: Sequence[Floats],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    error: Callable[[Sequence[Floats]], float] = session_error,
-) -> Floats:
+def bootstrap_medians(sessions: Sequence[Floats], *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """The median over all blocks in each bootstrap resample [resamples], widened by what sessions disagree.
 
     Blocks are drawn within their session (stratified), so that every resample holds all sessions in full. What a
     process keeps for its whole life (where its memory lies, which kernels it chose), and what neighbouring blocks share,
     shows only between sessions: so at every quantile the deviation is at least that of a t distribution with S − 1
-    degrees of freedom, scaled by `error` of the sessions. One session alone says nothing of that.
+    degrees of freedom, scaled by `session_error`. One session alone says nothing of that.
     """
     rng = np.random.default_rng(seed)
     drawn = [session[rng.integers(0, len(session), (resamples, len(session)))] for session in sessions]
@@ -112,7 +106,7 @@ def bootstrap_medians(
     if len(sessions) == 1:
         return point + blocks
     order = blocks.argsort(kind="stable")
-    between = error(sessions) * _student(len(sessions) - 1, resamples)
+    between = session_error(sessions) * _student(len(sessions) - 1, resamples)
     wider = np.where(np.abs(between) > np.abs(blocks[order]), between, blocks[order])
     found = np.empty_like(blocks)
     found[order] = point + np.sort(wider)  # in the order of the draws: other comparisons are averaged with them
@@ -134,13 +128,7 @@ def _student(freedom: int, count: int) -> Floats:
 
 
 def median_interval(
-    sessions: Sequence[Floats],
-    *,
-    alpha: float = 0.05,
-    looks: int = 1,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    error: Callable[[Sequence[Floats]], float] = session_error,
+    sessions: Sequence[Floats], *, alpha: float = 0.05, looks: int = 1, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """The median of all blocks with its 1 - alpha/looks bootstrap interval.
 
@@ -150,9 +138,8 @@ def median_interval(
         looks: how often the data may be looked at while it grows; each look is paid for (Bonferroni).
         resamples: bootstrap resamples.
         seed: of the resampling; equal data and seed give equal bounds.
-        error: the standard error of the estimate between sessions.
     """
-    drawn = bootstrap_medians(sessions, resamples=resamples, seed=seed, error=error)
+    drawn = bootstrap_medians(sessions, resamples=resamples, seed=seed)
     return percentile_interval(sessions, drawn, alpha=alpha / looks)
 
 

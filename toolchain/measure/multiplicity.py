@@ -38,25 +38,17 @@ def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
     return rejected
 
 
-def geometric_mean(
-    comparisons: Sequence[Sequence[Floats]], *, alpha: float = 0.05, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """The mean over comparisons of their median log ratios, with its 1 - alpha percentile bootstrap interval.
+def geometric_mean(comparisons: Sequence[Sequence[Floats]]) -> Interval:
+    """The mean over comparisons of their median log ratios, with its 95 % percentile bootstrap interval.
 
     Args:
         comparisons: for each, one array of block log ratios per session; each is resampled by itself.
-        alpha: probability of missing the truth.
-        resamples: bootstrap resamples.
-        seed: of the resampling; each comparison has a stream of its own.
     """
-    streams = np.random.SeedSequence(seed).generate_state(len(comparisons))
+    streams = np.random.SeedSequence(0).generate_state(len(comparisons))
     means = np.mean(
-        [
-            bootstrap_medians(sessions, resamples=resamples, seed=int(stream))
-            for sessions, stream in zip(comparisons, streams, strict=True)
-        ],
+        [bootstrap_medians(sessions, seed=int(stream)) for sessions, stream in zip(comparisons, streams, strict=True)],
         axis=0,
     )
-    lo, hi = np.quantile(means, [alpha / 2, 1 - alpha / 2])
+    lo, hi = np.quantile(means, [0.025, 0.975])
     point = float(np.mean([np.median(np.concatenate(sessions)) for sessions in comparisons]))
     return Interval(point, float(lo), float(hi))

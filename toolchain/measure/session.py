@@ -6,15 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from toolchain.devices.transport import Measurer
 from toolchain.errors import MeasurementError
 from toolchain.measure.experiment import Experiment
 from toolchain.measure.samples import ColdStart, Session
 from toolchain.on_device.runner import Samples
 from toolchain.progress import Progress
-from toolchain.records import Record, first_fault
+from toolchain.records import Record, checked
 
 R = TypeVar("R", bound=Record)
 
@@ -38,7 +36,5 @@ def cold_start_of(experiment: Experiment, name: str, measurer: Measurer, progres
 
 
 def _read(kind: type[R], samples: Samples, what: str) -> R:
-    try:
+    with checked(MeasurementError, what):
         return kind.model_validate_json(json.dumps(samples))
-    except ValidationError as error:
-        raise MeasurementError(f"{what}: {first_fault(error)}") from None

@@ -10,26 +10,19 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import JsonValue, ValidationError, model_validator
+from pydantic import model_validator
 
 from toolchain.defaults import COLD_STARTS, LOOKS
 from toolchain.devices.device import Device, device_for
 from toolchain.errors import MeasurementError
-from toolchain.measure import stored
-from toolchain.measure.comparison import require_sessions
 from toolchain.measure.environment import machine_changes
 from toolchain.measure.experiment import artifact_facts, plan_experiment
-from toolchain.measure.intervals import (
-    Interval,
-    block_log_ratios,
-    median_interval,
-    slot_medians,
-    tail,
-)
-from toolchain.measure.samples import CONTROL, A, ArtifactFacts, ColdStart, Design, Scenario, Session, Workload
+from toolchain.measure.intervals import Interval, median_interval, slot_medians
+from toolchain.measure.sampled import Sampled, require_sessions
+from toolchain.measure.samples import CONTROL, A, ArtifactFacts, ColdStart, Design, Workload
 from toolchain.measure.session import cold_start_of, sessions_of
 from toolchain.progress import SILENT, Progress
-from toolchain.records import Record, first_fault
+from toolchain.records import checked
 
 SCHEMA = "slimvit.bench.run/1"
 PAIR = (A, CONTROL)
@@ -53,7 +46,7 @@ def _median(values: Sequence[int | None]) -> float | None:
     return float(statistics.median(known)) if len(known) == len(values) else None
 
 
-class Measurement(Record):
+class Measurement(Sampled):
     """One artifact: the design and the raw samples; every statistic is a property derived from them.
 
     Latency is of this machine in its state of that hour; only ratios that were measured side by side compare artifacts.
@@ -64,10 +57,7 @@ class Measurement(Record):
 
     name: ClassVar[str] = SCHEMA
 
-    scenario: Scenario
-    design: Design
     artifact: ArtifactFacts
-    sessions: tuple[Session, ...]
     cold: tuple[ColdStart, ...]
 
     @model_validator(mode="after")
@@ -87,21 +77,10 @@ class Measurement(Record):
         slots = [np.log(slot_medians(session.slots_ns(A)) / 1e6) for session in self.sessions]
         return median_interval(slots, alpha=self.design.alpha, seed=self.design.seed)
 
-    @property
+    @cached_property
     def control(self) -> Interval:
-        """ln(A'/A) with its interval at the first look of a comparison."""
-        pairs = [block_log_ratios(session.slots_ns(CONTROL), session.slots_ns(A)) for session in self.sessions]
-        return median_interval(pairs, alpha=self.design.alpha, looks=LOOKS, seed=self.design.seed)
-
-    @property
-    def tau_min(self) -> float:
-        """The smallest tolerance that the first look of a comparison with so many blocks a session would support."""
-        return max(3 * abs(self.control.point), 2 * self.control.half_width)
-
-    def tail_ms(self, share: float) -> float | None:
-        """A quantile (0.9, 0.99) of single calls; None where there are too few."""
-        found = tail([each for s in self.sessions for slot in s.slots_ns(A) for each in slot], share)
-        return None if found is None else found / 1e6
+        """As its base, at the first look of a comparison."""
+        return self.log_ratio(CONTROL, A, LOOKS)
 
     @property
     def cold_start(self) -> ColdMedians | None:
@@ -124,19 +103,12 @@ class Measurement(Record):
 
     @property
     def artifacts(self) -> dict[Literal["A"], ArtifactFacts]:
-        """The artifacts that were timed, with their digests."""
         return {A: self.artifact}
 
     @property
     def headline(self) -> str:
-        """The result in one line."""
         shown = self.latency.to_ratio()
         return f"{shown['point']:.3f} ms [{shown['lo']:.3f}, {shown['hi']:.3f}]"
-
-    @property
-    def environment(self) -> dict[str, JsonValue]:
-        """The machine, the same before and after all sessions."""
-        return self.sessions[0].fingerprint.before.machine
 
     def to_dict(self) -> dict[str, object]:
         """The JSON object of `bench run --json`: the statistics and, under `raw`, what they follow from."""
@@ -146,25 +118,15 @@ class Measurement(Record):
             "artifact": self.artifact.name,
             "size_bytes": self.artifact.size_bytes,
             "latency_ms": latency,
-            "p90_ms": self.tail_ms(0.9),
-            "p99_ms": self.tail_ms(0.99),
+            "p90_ms": self.tail_ms(A, 0.9),
+            "p99_ms": self.tail_ms(A, 0.99),
             "samples_per_second": self.samples_per_second,
             "cold_start": None if self.cold_start is None else asdict(self.cold_start),
             "tau_min": self.tau_min,
             "sessions": len(self.sessions),
-            "blocks": sum(len(session.blocks) for session in self.sessions),
-            "environment": self.environment,
-            **stored.sealed(self.model_dump(mode="json", by_alias=True)),
+            "blocks": self.blocks,
+            **self.sealed(),
         }
-
-    def save(self, path: Path) -> None:
-        """Writes `to_dict` atomically; raises StorageError."""
-        stored.save(self, path)
-
-    @staticmethod
-    def load(path: Path) -> Measurement:
-        """The measurement in a file; raises as `stored.load`."""
-        return stored.load(path, SCHEMA, Measurement.model_validate_json)
 
 
 def measure(
@@ -193,7 +155,7 @@ def measure(
         progress.at(0.0, f"cold start {index + 1}/{cold_starts}")
         starts.append(cold_start_of(experiment, A, device.measurer, SILENT))
     sessions = tuple(sessions_of(experiment, device.measurer, progress))
-    try:
+    with checked(MeasurementError, f"{artifact} on {device.name}"):
         return Measurement(
             scenario=experiment.scenario,
             design=experiment.design,
@@ -201,5 +163,3 @@ def measure(
             sessions=sessions,
             cold=tuple(starts),
         )
-    except ValidationError as error:
-        raise MeasurementError(f"{artifact} on {device.name}: {first_fault(error)}") from None

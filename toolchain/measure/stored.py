@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from pydantic import ValidationError
-
 from toolchain.errors import ArtifactError
-from toolchain.files import digest_of, read_json, write_text
-from toolchain.records import first_fault
+from toolchain.files import digest_of, read_json
+from toolchain.records import checked
 
 
 class Result(Protocol):
@@ -66,11 +64,6 @@ def schema_of(path: Path) -> str:
     return str(stored.get("schema", "")) if isinstance(stored, dict) else ""
 
 
-def save(result: Result, path: Path) -> None:
-    """Writes a result atomically; raises StorageError."""
-    write_text(path, json.dumps(result.to_dict(), separators=(",", ":"), allow_nan=False) + "\n")
-
-
 def load(path: Path, schema: str, parse: Callable[[str], R]) -> R:
     """The result in a file, all statistics in it recomputed.
 
@@ -102,9 +95,8 @@ def recomputed(stored: Any, where: str, schema: str, parse: Callable[[str], R]) 
             f"{where}: the raw samples are not those that were written; the file was altered. Measure again."
         )
     try:
-        result = parse(json.dumps(raw))
-    except ValidationError as error:
-        raise ArtifactError(f"{where}: {first_fault(error)}") from None
+        with checked(ArtifactError, where):
+            result = parse(json.dumps(raw))
     except ValueError as error:
         raise ArtifactError(f"{where}: {error}") from None
     said = {key: value for key, value in stored.items() if key not in SEALED}

@@ -11,7 +11,6 @@ from toolchain.devices.targets_toml import LocalSettings, named_target
 from toolchain.errors import MeasurementError, Slowdown
 from toolchain.measure.comparison import UNDECIDED, Comparison
 from toolchain.measure.samples import A, B
-from toolchain.measure.summary import summary
 from toolchain.on_device.runner import fingerprint
 from toolchain.report.record import BenchRow, Calls, Interval, Place, Report
 from toolchain.targets import get_target
@@ -74,7 +73,7 @@ def bench_row(
         verified_speedup_at_least=comparison.verified_speedup_at_least,
         verdict=comparison.verdict,
         environment=comparison.environment,
-        summary=summary(comparison),
+        summary=comparison.headline,
         rivals=rivals,
         calls=(_calls(comparison, A), _calls(comparison, B)),
     )

@@ -13,7 +13,7 @@ from timm.utils.misc import natural_key
 
 from toolchain.artifacts.onnx_file import FP32
 from toolchain.data import SOURCES
-from toolchain.data.folders import Layout, folders_in
+from toolchain.data.folders import folders_in, layout_of
 from toolchain.defaults import PARAMS
 from toolchain.errors import DataError, ModelError
 from toolchain.files import expanded
@@ -238,7 +238,7 @@ def pictures_of(data: str, classes: int, names: Sequence[str] = (), *, in_natura
     if not folder.is_dir():
         raise DataError(f"there is no folder {data}; give a folder of pictures, or a source such as digits or hf:NAME")
     try:
-        splits = {part: list(folders_in(below)) for part, below in Layout.of(folder).folders.items()}
+        splits = {part: list(folders_in(below)) for part, below in layout_of(folder)[0].items()}
     except DataError:  # no folders that could be classes
         splits = {"train": []}
     folders = splits["train"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -236,15 +236,7 @@ def _with_data(data: DataSection, loaded: Loaded) -> tuple[DataSource, TimmModel
         classes=data.classes,
         outputs=None if loaded.ref.output in FEATURES else module.num_classes or None,  # type: ignore[arg-type]
     )
-    preprocess = Preprocess(
-        family.input_size(module),
-        source.mean,
-        source.std,
-        source.interpolation,
-        source.crop_pct,
-        source.crop_mode,
-        source.exif_orientation,
-    )
+    preprocess = Preprocess(**asdict(source.preprocessing))
     units = tuple(family.unit_groups(module))
     return source, TimmModel(loaded.ref, module, family, units, preprocess, loaded.provenance)
 

@@ -29,9 +29,9 @@ from toolchain.devices.targets_toml import named_target
 from toolchain.errors import ArtifactError, MeasurementError, StorageError
 from toolchain.export.onnx_graph import export_onnx
 from toolchain.files import digest_of, exclusive, read_json, user_cache, write_json, write_text
-from toolchain.measure.comparison import require_sessions
 from toolchain.measure.experiment import Experiment, TimedArtifact, scenario_of
 from toolchain.measure.intervals import block_log_ratios, slot_medians
+from toolchain.measure.sampled import require_sessions
 from toolchain.measure.samples import Design, Workload
 from toolchain.measure.session import sessions_of
 from toolchain.model import IMAGE, DeployModel, TimmModel

@@ -62,7 +62,7 @@ def suggestion(
         there = [row for row in candidates if row.place == place]
         if there:
             best = min(there, key=lambda row: row.ratio.point)
-            fastest.append(Fastest(**_where(best), path=best.path, ratio=best.ratio))
+            fastest.append(Fastest(**_where(best.place), path=best.path, ratio=best.ratio))
     return Suggestion(
         accuracy_loss=accuracy_loss,
         smallest=min(good, key=lambda row: row.bytes or 0).path,
@@ -85,8 +85,9 @@ def _int8_kinds() -> tuple[str, ...]:
     return int8_kinds()
 
 
-def _where(row: BenchRow) -> dict[str, Any]:
-    return {"target": row.target, "batch": row.batch, "threads": row.threads}
+def _where(place: PlaceKey) -> dict[str, Any]:
+    """The fields of a `Place`."""
+    return dict(zip(("target", "batch", "threads"), place, strict=True))
 
 
 def _quickest(bench: Sequence[BenchRow]) -> Iterator[Quickest]:
@@ -98,7 +99,7 @@ def _quickest(bench: Sequence[BenchRow]) -> Iterator[Quickest]:
     for (machine, *_), rows in alike.items():
         if len({row.target for row in rows}) > 1:
             best = min(rows, key=lambda row: row.compressed_ms)
-            yield Quickest(**_where(best), machine=machine, path=best.path, ms=best.compressed_ms)
+            yield Quickest(**_where(best.place), machine=machine, path=best.path, ms=best.compressed_ms)
 
 
 def loss_of(row: Counts) -> float | None:
@@ -139,7 +140,8 @@ def _shares(bench: Sequence[BenchRow], place: PlaceKey) -> dict[str, float]:
 
 def _lone(place: PlaceKey, shares: dict[str, float], kind: str) -> Int8Choice:
     slower = shares[kind] >= shares["fp32"]
-    return _choice(place, None if slower else kind, slower=slower)
+    chosen = None if slower else kind
+    return Int8Choice(**_where(place), chosen=chosen, ratio=None, verified=False, slower_than_fp32=slower)
 
 
 def _duelled(duel: BenchRow, shares: dict[str, float]) -> Int8Choice:
@@ -148,19 +150,11 @@ def _duelled(duel: BenchRow, shares: dict[str, float]) -> Int8Choice:
     assert duel.rivals is not None
     faster = duel.rivals[ratio.point < 1]
     loses = shares[faster] >= shares["fp32"] if {faster, "fp32"} <= set(shares) else None
-    apart = duel.verdict != "invalid" and not ratio.lo - noise <= 1 <= ratio.hi + noise
-    choice = _choice(duel.place, faster if loses is False else None, slower=loses)
-    return choice.model_copy(update={"rivals": duel.rivals, "ratio": ratio, "verified": apart})
-
-
-def _choice(place: PlaceKey, chosen: str | None, *, slower: bool | None) -> Int8Choice:
-    target, batch, threads = place
     return Int8Choice(
-        target=target,
-        batch=batch,
-        threads=threads,
-        chosen=chosen,
-        ratio=None,
-        verified=False,
-        slower_than_fp32=slower,
+        **_where(duel.place),
+        chosen=faster if loses is False else None,
+        rivals=duel.rivals,
+        ratio=ratio,
+        verified=duel.verdict != "invalid" and not ratio.lo - noise <= 1 <= ratio.hi + noise,
+        slower_than_fp32=loses,
     )

@@ -40,7 +40,7 @@ def _timed(report: Report, precision: str) -> BenchRow | None:
 
 
 def _time(row: BenchRow) -> str:
-    where = f"on {row.target}, batch {row.batch}, {row.threads} thread{'s' * (row.threads > 1)}"
+    where = f"on {row.target}, {row.call}"
     if row.verdict in UNDECIDED:
         return f"whether it is faster {where} is not decided ({row.verdict})"
     took = f"a call {where} takes {row.ratio.point:.2f} {outward(row.ratio.lo, row.ratio.hi)} of the dense time"

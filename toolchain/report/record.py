@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from toolchain.compress.outcome import FrontPoint, LatencyBudget, PrunedShare, SizeBudget
-from toolchain.errors import ArtifactError, StorageError, fault_words
+from toolchain.errors import ArtifactError
+from toolchain.files import reading
 from toolchain.measure.comparison import Verdict as LatencyVerdict
 from toolchain.measure.environment import MachineFacts
 from toolchain.outputs import Output
@@ -17,6 +18,7 @@ from toolchain.parity import Rung, Verdict
 from toolchain.recipe import BudgetSection, CompressSection
 from toolchain.records import Record
 from toolchain.report.absent import REPORT, require_run
+from toolchain.report.tables import call_words
 from toolchain.settings import explain
 from toolchain.training.outcome import Features, FinetuneFacts
 
@@ -125,8 +127,13 @@ class Place(Record):
         """What tells places apart."""
         return self.target, self.batch, self.threads
 
+    @property
+    def call(self) -> str:
+        """What a call is there, in words."""
+        return call_words(self.batch, self.threads)
+
     def __str__(self) -> str:
-        return f"{self.target}, batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.target}, {self.call}"
 
 
 class Calls(Record):
@@ -358,10 +365,10 @@ class Report(Record):
         """The report of the run in a folder; raises StorageError if there is none and ArtifactError if it is another version's."""
         require_run(folder)
         path = folder / REPORT
+        with reading(path):
+            stored = path.read_bytes()
         try:
-            return Report.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise StorageError(f"cannot read {path}: {fault_words(error)}") from error
+            return Report.model_validate_json(stored)
         except ValidationError as error:
             raise ArtifactError(
                 f"{path} is not a {SCHEMA} report ({explain(error, Report, 'report')}); run the recipe again"

@@ -11,7 +11,7 @@ from toolchain.report.choice import loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.record import Counts, Report
 from toolchain.report.sections import Part
-from toolchain.report.tables import Table, loss_words, number, percent, size
+from toolchain.report.tables import Table, call_words, loss_words, number, percent, size
 
 DENSE_WEIGHTS = "dense/model.safetensors"
 """The dense model's weights in the folder of a run."""
@@ -188,7 +188,7 @@ def _places(reports: Mapping[str, Report]) -> Sequence[TimingColumn]:
 
 def _head(place: TimingColumn, several: bool) -> str:
     target, batch, threads, cpu = place
-    return f"{target}, batch {batch}, {threads} thread{'s' * (threads > 1)}{f', {cpu}' if several else ''}"
+    return f"{target}, {call_words(batch, threads)}{f', {cpu}' if several else ''}"
 
 
 def _time(report: Report, place: TimingColumn) -> str:

@@ -54,6 +54,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f} %"
 
 
+def call_words(batch: int, threads: int) -> str:
+    """A call of a file, in words: "batch 1, 2 threads"."""
+    return f"batch {batch}, {threads} thread{'s' * (threads > 1)}"
+
+
 def counted(rows: Sequence[Counts]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """(headers, cells of each row) of what is known of how right some forms of a model are."""
     if any(row.error is not None for row in rows):

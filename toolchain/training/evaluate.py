@@ -62,18 +62,17 @@ def accuracy(
     dataset: Dataset[tuple[Tensor, int]],
     *,
     batch_size: int = 256,
-    device: torch.device | str | None = None,
 ) -> Accuracy:
     """Top-1 accuracy of outputs [B, K] = model(images [B, C, H, W]), as `predicted` reads them, over a labelled data set.
 
-    A module is put into eval mode and its mode restored; images go to its device unless one is given. The global
-    random state is left alone.
+    A module is put into eval mode and its mode restored; images go to its device. The global random state is left
+    alone.
 
     Raises:
         DataError: the data set is empty or has unlabelled images.
     """
-    if isinstance(model, nn.Module):
-        device = device or next((parameter.device for parameter in model.parameters()), None)
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    device = None if parameter is None else parameter.device
     predictions, labels = [], []
     with judged(model):
         for images, batch_labels in batches(dataset, batch_size):

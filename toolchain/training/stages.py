@@ -46,15 +46,32 @@ def light_augmentation(source: DataSource, model: TimmModel | MaskedModel) -> Au
     return {"shift_px": model.preprocess.input_size[1] // 28, "flip": source.flip}
 
 
-def warmup_epochs(epochs: int) -> float:
-    """A tenth of training, at most five epochs."""
-    return min(5.0, epochs / 10)
+def _config(stage: Train | Finetune, given: TimmModel | MaskedModel, images: Images) -> FitConfig:
+    """How both stages train: a tenth of the epochs, at most five, warm up, and the average is that of about the last quarter."""
+    section = stage.section
+    steps = section.epochs * math.ceil(len(images) / section.batch_size)
+    return FitConfig(
+        section.epochs,
+        section.lr,
+        section.batch_size,
+        warmup_epochs=min(5.0, section.epochs / 10),
+        ema_decay=max(0.0, 1 - 4 / steps),
+        seed=stage.seed,
+        **light_augmentation(stage.source, given),
+    )
 
 
-def ema_decay(epochs: int, images: int, batch_size: int) -> float:
-    """The decay whose average is that of about the last quarter of training."""
-    steps = epochs * math.ceil(images / batch_size)
-    return max(0.0, 1 - 4 / steps)
+def _fit(stage: Train | Finetune, module: nn.Module, images: Images, config: FitConfig, loss: Loss | None) -> None:
+    """Trains a module in place, as the stage says where its checkpoint lies and who is told."""
+    fit(
+        module,
+        images,
+        config=config,
+        loss=loss,
+        checkpoint=stage.checkpoint,
+        key=stage.key,
+        on_step=lambda step: step.tell(stage.progress),
+    )
 
 
 def require_labels(source: DataSource, what: str) -> None:
@@ -114,28 +131,11 @@ class Train:
     def __call__(self, given: TimmModel) -> Made[TimmModel, None]:
         """The model, trained."""
         module = copy.deepcopy(given.module)
-        section, images = self.section, self.source.split("train")
-        config = FitConfig(
-            section.epochs,
-            section.lr,
-            section.batch_size,
-            warmup_epochs=warmup_epochs(section.epochs),
-            label_smoothing=0.1,
-            ema_decay=ema_decay(section.epochs, len(images), section.batch_size),
-            seed=self.seed,
-            **light_augmentation(self.source, given),
-        )
+        images = self.source.split("train")
+        config = _config(self, given, images)
         # `fit`'s own loss smooths the labels of classes
         loss = None if given.output == "logits" else supervision(likelihood_of(given.output, module, images))
-        fit(
-            module,
-            images,
-            config=config,
-            loss=loss,
-            checkpoint=self.checkpoint,
-            key=self.key,
-            on_step=lambda step: step.tell(self.progress),
-        )
+        _fit(self, module, images, replace(config, label_smoothing=0.1), loss)
         provenance = {**given.provenance, "trained_on": self.source.identity}
         provenance.pop(CLASS_NAMES, None)
         if len(names := self.source.ordered_names) == module.num_classes:
@@ -220,29 +220,12 @@ class Finetune:
         train, validation = self.source.split("train"), self.source.split("validation")
         if not self.reads_labels:
             train, validation = train.unlabelled(), validation.unlabelled()
-        module, section = copy.deepcopy(given.module), self.section
-        config = FitConfig(
-            section.epochs,
-            section.lr,
-            section.batch_size,
-            warmup_epochs=warmup_epochs(section.epochs),
-            ema_decay=ema_decay(section.epochs, len(train), section.batch_size),
-            drop=False,
-            seed=self.seed,
-            **light_augmentation(self.source, given),
-        )
+        module = copy.deepcopy(given.module)
+        config = _config(self, given, train)
         likelihood = likelihood_of(given.output, self.teacher.module, self.source.split("calibration"))
         name, loss = self._loss(given, likelihood)
         with _frozen(module, self.frozen):
-            fit(
-                module,
-                train,
-                config=config,
-                loss=loss,
-                checkpoint=self.checkpoint,
-                key=self.key,
-                on_step=lambda step: step.tell(self.progress),
-            )
+            _fit(self, module, train, replace(config, drop=False), loss)
         before, after = (self._judge(model, validation, likelihood) for model in (given.module, module))
         better = after <= before  # not where it is not a number
         facts = FinetuneFacts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toolchain.report.record import EngineRow, FileRow, Report
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import Table, counted, size
+from toolchain.report.tables import Table, call_words, counted, size
 
 
 def _draw(report: Report) -> Part:
@@ -18,7 +18,7 @@ def _draw(report: Report) -> Part:
         "as gzip",
         "same outputs",
         *judged,
-        *(_head(*place) for place in places),
+        *(f"ms, {call_words(*place)}" for place in places),
         "refused",
     )
     body = tuple(
@@ -37,10 +37,6 @@ def _draw(report: Report) -> Part:
     words = (0, 4, *range(5 + len(judged), len(header)))
     table = Table("Files", header, body if len(body) > 2 else (), text=words).without_blanks()
     return Part(table.title, table=table, brief=())
-
-
-def _head(batch: int, threads: int) -> str:
-    return f"ms, batch {batch}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _verdict(row: FileRow | EngineRow) -> str:

@@ -9,7 +9,7 @@ from toolchain.report.choice import loss_of
 from toolchain.report.figures import Axis, Point, Scatter, scatter
 from toolchain.report.record import BenchRow, Counts, EngineRow, FileRow, Report
 from toolchain.report.sections import Part, Section
-from toolchain.report.tables import loss_words
+from toolchain.report.tables import call_words, loss_words
 
 TITLE = "Quality against size and time"
 MODELS = ("dense", "compressed")
@@ -52,7 +52,7 @@ def _by_time(timed: Sequence[BenchRow], lost: Mapping[str, float], up: Axis) -> 
     for batch, threads in dict.fromkeys((row.batch, row.threads) for row in timed):
         there = [row for row in timed if (row.batch, row.threads) == (batch, threads)]
         points = [point for row in there for point in _timed(row, lost, targets.index(row.target))]
-        title = f"Each file by its time, batch {batch}, {threads} thread{'s' * (threads > 1)}"
+        title = f"Each file by its time, {call_words(batch, threads)}"
         yield scatter(tuple(dict.fromkeys(points)), (Axis("ms"), up), title, targets)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from toolchain.compress.outcome import PrunedShare
 from toolchain.report.figures import BAR, GAP, PLOT, Bar, Figure
@@ -16,61 +16,64 @@ def _draw(report: Report) -> Part:
     rows = report.pruned_shares
     kinds = list(dict.fromkeys(row.kind for row in rows))
     zeroed = {row.kind for row in rows if not row.physical}
-    cells = {(row.block, row.kind): [row] for row in rows}
+    shares = _shares(rows)
 
-    def cell(shares: Sequence[PrunedShare]) -> str:
-        total = sum(row.total for row in shares)
-        return "–" if not total else f"{100 * sum(row.removed for row in shares) / total:.1f} %"
+    def line(block: str, of: Mapping[tuple[str, str], float]) -> tuple[str, ...]:
+        known = (of.get((block, kind)) for kind in kinds)
+        return (block, *("–" if share is None else f"{100 * share:.1f} %" for share in known))
 
-    body = [
-        (block, *(cell(cells.get((block, kind), ())) for kind in kinds))
-        for block in sorted({row.block for row in rows}, key=_block_order)
-    ]
-    body.append(("all", *(cell([row for row in rows if row.kind == kind]) for kind in kinds)))
+    body = [line(block, shares) for block in sorted({row.block for row in rows}, key=_block_order)]
+    body.append(line("all", _shares([row.model_copy(update={"block": "all"}) for row in rows])))
     header = ("block", *(f"{kind}{'°' if kind in zeroed else ''}" for kind in kinds))
     title = f"Removed share per block and kind{' (° zeroed, not physically gone)' if zeroed else ''}"
     table = Table(title, header, tuple(body) if rows else ())
     return Part(title, table=table, figures=(*shares_figure(rows), *damage_figure(report.damage)))
 
 
+def _shares(rows: Iterable[PrunedShare]) -> dict[tuple[str, str], float]:
+    """(block, kind) → the removed share of all its units: a block may have several modules with units of one kind."""
+    removed, total = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for row in rows:
+        removed[row.block, row.kind] += row.removed
+        total[row.block, row.kind] += row.total
+    return {key: removed[key] / count for key, count in total.items() if count}
+
+
 def shares_figure(rows: Sequence[PrunedShare]) -> tuple[Figure, ...]:
     """One bar for each block and kind, as long as the removed share; nothing if nothing was removed."""
     kinds = list(dict.fromkeys(row.kind for row in rows))
-    bars: list[Bar] = []
-    y = 0.0
-    for block in sorted({row.block for row in rows}, key=_block_order):
-        below = sorted((row for row in rows if row.block == block), key=lambda row: kinds.index(row.kind))
-        for index, row in enumerate(below):
-            share = row.removed / row.total
-            label = "" if index else block
-            bars.append(Bar(y, label, 0.0, share * PLOT, f"{100 * share:.1f} %", kinds.index(row.kind)))
-            y += BAR
-        y += GAP
+    bars, height = _bars(kinds, {key: (share, f"{100 * share:.1f} %") for key, share in _shares(rows).items()})
     zeroed = {row.kind for row in rows if not row.physical}
     legend = tuple(f"{kind} (zeroed, not physically gone)" if kind in zeroed else kind for kind in kinds)
     ticks = tuple((share * PLOT, f"{share:.0%}") for share in (0.0, 0.25, 0.5, 0.75, 1.0))
-    return (Figure("Where it was removed", "", tuple(bars), legend, ticks, y),) if bars else ()
+    return (Figure("Where it was removed", "", bars, legend, ticks, height),) if bars else ()
 
 
 def damage_figure(rows: Sequence[BlockDamage]) -> tuple[Figure, ...]:
     """One bar for each block and kind, as long as what its width does to the output; nothing if nothing was weighed."""
-    most = max((row.nats for row in rows), default=0.0)
-    if most <= 0:
-        return ()
-    kinds = list(dict.fromkeys(row.kind for row in rows))
     sums = defaultdict[tuple[str, str], float](float)
     for row in rows:
         sums[row.block, row.kind] += max(row.nats, 0.0)
-    bars, y, most = list[Bar](), 0.0, max(sums.values())
-    for block in sorted({row.block for row in rows}, key=_block_order):
-        for index, kind in enumerate(kind for kind in kinds if (block, kind) in sums):
-            nats = sums[block, kind]
-            bars.append(Bar(y, "" if index else block, 0.0, PLOT * nats / most, f"{nats:.2g}", kinds.index(kind)))
-            y += BAR
-        y += GAP
+    most = max(sums.values(), default=0.0)
+    if most <= 0:
+        return ()
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    bars, height = _bars(kinds, {key: (nats / most, f"{nats:.2g}") for key, nats in sums.items()})
     caption = "How much the output changes by the width of one layer alone, as it was measured before the solver chose: nats an image."
     ticks = ((0.0, "0"), (float(PLOT), f"{most:.2g}"))
-    return (Figure("What it does to the output", caption, tuple(bars), tuple(kinds), ticks, y),)
+    return (Figure("What it does to the output", caption, bars, tuple(kinds), ticks, height),)
+
+
+def _bars(kinds: Sequence[str], lengths: Mapping[tuple[str, str], tuple[float, str]]) -> tuple[tuple[Bar, ...], float]:
+    """(a bar for each (block, kind) that has a length 0…1 and its words, the blocks together and in their order; the height of all)."""
+    bars, y = list[Bar](), 0.0
+    for block in sorted({block for block, _ in lengths}, key=_block_order):
+        for index, kind in enumerate(kind for kind in kinds if (block, kind) in lengths):
+            length, words = lengths[block, kind]
+            bars.append(Bar(y, "" if index else block, 0.0, PLOT * length, words, kinds.index(kind)))
+            y += BAR
+        y += GAP
+    return tuple(bars), y
 
 
 def _block_order(name: str) -> list[int]:

@@ -22,7 +22,7 @@ def _draw(report: Report) -> Part:
     ]
     lines += [f"Fastest on {row}: {row.path}, {row.ratio.point:.3f} of the dense time." for row in suggestion.fastest]
     lines += [
-        f"Least time on {row.machine}, batch {row.batch}, {row.threads} thread{'s' * (row.threads > 1)}: {row.path} on {row.target}, "
+        f"Least time on {row.machine}, {row.call}: {row.path} on {row.target}, "
         f"{row.ms:.3f} ms. Runtimes were not timed in pairs."
         for row in suggestion.quickest
     ]
