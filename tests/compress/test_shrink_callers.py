@@ -13,11 +13,11 @@ import torch
 from builders import TINY, named, randomise
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import toolchain
 from toolchain.compress.submodule import Submodule
-from toolchain.errors import ModelError
+from toolchain.errors import DataError, ModelError
 from toolchain.families import adapt
 from toolchain.progress import Progress
 from toolchain.recipe import CompressSection
@@ -76,19 +76,30 @@ class Seen:
         self.precisions = set[str]()
 
     def at(self, share: float, text: str) -> None:
-        self.precisions.add(torch.get_float32_matmul_precision())
+        self.precisions.add(torch.backends.mkldnn.matmul.fp32_precision)
 
 
-def test_products_are_whole_whatever_a_gpu_is_told_to_do():
-    """torch.set_float32_matmul_precision, which trainers call for a GPU, makes newer CPUs multiply in bfloat16."""
+@pytest.fixture
+def products():
+    """torch's switches for products of matrices, as they were after the test."""
+    switches = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [each.fp32_precision for each in switches]
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
+
+
+@pytest.mark.parametrize("cpu", ["bf16", "tf32", "ieee"])
+def test_products_are_whole_whatever_a_caller_asked_for(products, cpu: str):
+    """torch.set_float32_matmul_precision, which trainers call for a GPU, sets both: newer CPUs then multiply in bfloat16."""
     seen = Seen()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        toolchain.shrink(vit(), pictures(), params=0.7, output="logits", compress=UNIFORM, progress=Progress(seen))
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert seen.precisions == {"highest"}
+    products[0].fp32_precision, products[1].fp32_precision = cpu, "tf32"
+    toolchain.shrink(vit(), pictures(), params=0.7, output="logits", compress=UNIFORM, progress=Progress(seen))
+    assert [each.fp32_precision for each in products] == [cpu, "tf32"]
+    assert seen.precisions == {"ieee"}
+    with pytest.raises(DataError):
+        toolchain.shrink(vit(), [torch.zeros(1, 3, 32, 32)], params=0.7, output="logits", compress=UNIFORM)
+    assert [each.fp32_precision for each in products] == [cpu, "tf32"], "after an error"
 
 
 def test_a_model_that_was_compiled_in_place_is_looked_into():
@@ -100,7 +111,9 @@ def test_a_model_that_was_compiled_in_place_is_looked_into():
 
 def test_a_neighbour_may_be_compiled():
     larger = nn.Sequential(vit(), torch.compile(nn.Linear(7, 7), backend="eager"))
-    assert Submodule.of(larger, "0").paths == ("0",)
+    shrunk = toolchain.shrink(larger, pictures(), params=0.7, at="0", compress=UNIFORM)
+    with torch.no_grad():  # Dynamo warns of gradients
+        assert shrunk.model(pictures()[0]).shape[1] == 7
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
@@ -162,9 +175,42 @@ def test_the_first_of_a_data_set_in_its_own_order_are_told(
 def test_a_classifier_that_was_never_trained_is_told(features: bool, caplog: pytest.LogCaptureFixture):
     model = vit()
     model.head.bias.data.zero_()
+    model.head.weight.data.normal_(0, 0.02)
     forward = (lambda images: model.forward_features(images)) if features else None  # noqa: PLW0108
     toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM, forward=forward)
-    assert ("was never trained" in caplog.text) != features
+    assert ("looks as timm starts it" in caplog.text) != features
+
+
+@pytest.mark.parametrize(("output", "scale"), [("logits", 0.02), (None, 1.0)])
+def test_a_classifier_without_biases_may_be_a_trained_one(
+    output: str | None, scale: float, caplog: pytest.LogCaptureFixture
+):
+    """Kind: a head out of the embeddings of texts; and one that was declared to be meant."""
+    model = vit()
+    model.head.bias.data.zero_()
+    model.head.weight.data.normal_(0, scale)
+    toolchain.shrink(model, pictures(), params=0.7, compress=UNIFORM, output=output)
+    assert "looks as timm starts it" not in caplog.text
+
+
+class Endless(Dataset[Tensor]):
+    """A data set that does not know how many it has."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 24:
+            raise IndexError(index)
+        return torch.cat(pictures())[index]
+
+
+def test_an_order_that_is_none_is_not_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """What was dropped was not left out, what is drawn at random has no order, and what has no length has no rest."""
+    images = TensorDataset(torch.cat(pictures())[:24])
+    drawn = Subset(images, torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist())
+    toolchain.shrink(vit(), DataLoader(images, batch_size=10, drop_last=True), params=0.7, compress=UNIFORM)
+    toolchain.shrink(vit(), Endless(), params=0.7, compress=UNIFORM)
+    monkeypatch.setattr("toolchain.compress.witness.MOST", 23)
+    toolchain.shrink(vit(), DataLoader(drawn, batch_size=8), params=0.7, compress=UNIFORM)
+    assert "in the order of the data set" not in caplog.text
 
 
 def test_a_head_that_was_put_on_may_be_declared():

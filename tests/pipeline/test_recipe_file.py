@@ -86,6 +86,9 @@ def test_a_folder_that_none_named_is_of_one_recipe_file(tmp_path, monkeypatch):
     """Kind: two projects whose folders have one name, and one run in place of the other."""
     monkeypatch.chdir(tmp_path)
     ours, theirs, folder = Path("a/net/recipe.toml"), Path("b/net/recipe.toml"), Path("runs/net")
+    for each in (ours, theirs):
+        each.parent.mkdir(parents=True)
+        each.touch()
     require_own(ours, folder)
     with Workspace(folder).open() as space:
         remember(ours, space)
@@ -98,8 +101,15 @@ def test_a_folder_that_none_named_is_of_one_recipe_file(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=rf"runs/net holds the run of another recipe, {tmp_path / ours}: {command}"):
         require_own(theirs, folder)
     with Workspace(folder).open() as space:
+        remember(folder / "recipe.toml", space)
+    with pytest.raises(StorageError, match="another recipe"):
+        require_own(theirs, folder)
+    require_own(ours, folder)
+    with Workspace(folder).open() as space:
         remember(theirs, space)
     require_own(theirs, folder)
+    theirs.unlink()
+    require_own(ours, folder)
 
 
 def test_a_recipe_that_moves_with_its_runs_or_is_a_link_to_another_one_by_one_stays_the_same(tmp_path):

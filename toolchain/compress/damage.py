@@ -27,6 +27,7 @@ from toolchain.families import Branch, Step
 from toolchain.likelihood import divergence_by_image, outputs_of, parts_of
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.factorised import replace_module
+from toolchain.surgery.replay import first_line
 from toolchain.surgery.scales import fold_scales
 
 WAY_ROUNDING = 1e-3
@@ -83,7 +84,7 @@ def difference(expected: Sequence[Tensor], compute: Callable[[], Sequence[Tensor
         pairs = zip(expected, compute(), strict=True)
         largest = max(float((y - z).abs().max() / y.abs().max().clamp_min(1e-12)) for y, z in pairs)
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        return f"cannot be computed so ({str(error).partition(chr(10))[0]})"
+        return f"cannot be computed so ({first_line(error)})"
     return f"differ by {largest:.1e} of the largest" if largest > WAY_ROUNDING else ""
 
 

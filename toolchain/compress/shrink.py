@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
 from toolchain.compress.closed_form import LOOKED_AT
 from toolchain.compress.damage import difference
@@ -42,6 +42,8 @@ from toolchain.training.evaluate import judged
 
 log = logging.getLogger(__name__)
 JOINT = CompressSection()
+STARTED = 0.03
+"""Standard deviation below which the weights of a classifier look as timm starts them (0.02, or 0)."""
 Images = Iterable[Any]
 """Tensors [C, H, W] or [B, C, H, W], pairs that begin with one, or whatever else `forward` takes."""
 
@@ -121,16 +123,17 @@ def shrink(
 @contextmanager
 def _exact() -> Iterator[None]:
     """A block that computes in float32 on the CPU whatever the caller's autocast, defaults and precision of products are."""
-    usual, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # it replaces its module
+    usual, precision = torch.get_default_dtype(), products.fp32_precision
     torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")  # else CPUs that can multiply in bfloat16 do
+    products.fp32_precision = "ieee"  # else CPUs that can multiply in bfloat16 do
     device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
     try:
         with device, torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_default_dtype(usual)
-        torch.set_float32_matmul_precision(precision)
+        products.fp32_precision = precision
 
 
 def _run(model: nn.Module, images: Tensor) -> None:
@@ -179,16 +182,21 @@ def _tell_order(images: Images, count: int) -> None:
     """Says on the log that only the first of a data set were read, in its own order: that is often the order of classes."""
     data: object = images
     order: object = None
+    dropped = 0
     if isinstance(images, DataLoader):
         batches, data = images.batch_sampler, images.dataset
         order = images.sampler if batches is None else getattr(batches, "sampler", batches)
+        if images.drop_last and images.batch_size:
+            dropped = images.batch_size - 1
     if (
         not isinstance(data, Dataset)
+        or not hasattr(data, "__len__")
         or isinstance(data, IterableDataset)
         or not isinstance(order, SequentialSampler | None)
+        or (isinstance(data, Subset) and list(data.indices) != sorted(data.indices))  # as random_split makes them
     ):
         return
-    if (whole := len(data)) > count:  # type: ignore[arg-type]  # torch: no __len__
+    if (whole := len(data)) - dropped > count:
         log.warning(
             "The first %d of %d images were read, in the order of the data set. If that is by class, as it is of folders, most classes are "
             "not among them: give a DataLoader with shuffle=True.",
@@ -220,7 +228,8 @@ def _dense(module: nn.Module, at: str, image: Tensor, readout: Readout, declared
         family = as_layered(module, family, layers, normed=readout.normed)
     preprocess = Preprocess((channels, height, width), tuple(config["mean"]), tuple(config["std"]))
     ref = ModelRef(name=name, output=_output(module, name, image, declared), layers=layers)
-    _tell_untrained(module, name, None if ref.output in FEATURES else family.classifier(module))
+    if declared is None and ref.output not in FEATURES:
+        _tell_untrained(module, name, family.classifier(module))
     return TimmModel(ref, module, family, tuple(family.unit_groups(module)), preprocess, {"weights": "in memory"})
 
 
@@ -235,12 +244,15 @@ def _require_same(masked: MaskedModel, smaller: DeployModel, images: Dataset[tup
 
 
 def _tell_untrained(module: nn.Module, name: str, classifier: str | None) -> None:
-    """Says on the log that the linear that ends in the outputs is as timm starts it, where it is."""
-    bias: Tensor | None = None if classifier is None else module.get_submodule(classifier).bias  # type: ignore[assignment]
-    if bias is not None and not bool(bias.any()):
+    """Says on the log that the linear that ends in the outputs looks as timm starts it, where it does."""
+    if classifier is None:
+        return
+    head = linear(module, classifier)
+    if head.bias is not None and not bool(head.bias.any()) and float(head.weight.detach().std()) < STARTED:
         log.warning(
-            "The classifier of %s was never trained: its biases are all 0. What is preserved are its outputs, and not the features that it "
-            "would be trained on: train it first, or call model.reset_classifier(0) and give the smaller model a classifier.",
+            "The classifier of %s looks as timm starts it: its biases are all 0, and its weights small. If it was never trained, its outputs "
+            "are preserved for nothing: train it first, or call model.reset_classifier(0) and give the smaller model a classifier. If it "
+            'was, output="logits" says so.',
             name,
         )
 

@@ -75,6 +75,8 @@ class Submodule:
             if module not in inner and (
                 names := [name for name, value in vars(module).items() if self._is_in(name, value)]
             ):
+                if names[0] in HOOKS:
+                    return f"a hook of {path or 'the model'} calls it, and would go on with the old one; take that off first"
                 where = ".".join(filter(None, (path, names[0])))
                 return f"{where} holds it outside of the modules, and would keep the old one; make it a submodule, or take it out"
         own = {id(tensor) for tensor in self.part.parameters()}

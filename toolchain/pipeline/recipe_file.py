@@ -68,8 +68,13 @@ def is_ours(space: Workspace) -> bool:
 
 
 def remember(origin: Path, space: Workspace) -> None:
-    """Writes down which file the recipe is from that is carried out in a run's folder; raises StorageError."""
+    """Writes down which file the recipe is from that is carried out in a run's folder; raises StorageError.
+
+    The folder's own recipe, which may be carried out there as well, takes no other's place.
+    """
     place = absolute_path(str(origin), Path())
+    if Path(place).parent == space.root.resolve() and (space.private / ORIGIN).is_file():
+        return
     with atomic_path(space.private / ORIGIN) as temporary:
         temporary.write_bytes(os.fsencode(os.path.relpath(place, space.root.resolve())))
 
@@ -77,13 +82,13 @@ def remember(origin: Path, space: Workspace) -> None:
 def require_own(origin: Path, folder: Path) -> None:
     """Raises StorageError if a folder that no --out named holds the run of another recipe than that of a file.
 
-    A recipe that lies in the folder is its own: the run left it there.
+    A recipe that lies in the folder is its own: the run left it there. One that is gone, as in a checkout that was elsewhere, claims nothing.
     """
     remembered, root, place = folder / PRIVATE / ORIGIN, folder.resolve(), Path(absolute_path(str(origin), Path()))
     if not remembered.is_file() or place.parent == root:
         return
     other = absolute_path(os.fsdecode(remembered.read_bytes()), root)
-    if other != str(place):
+    if other != str(place) and Path(other).is_file():
         raise StorageError(
             f"{folder} holds the run of another recipe, {other}: `slimvit run {word(origin)} --out DIR` takes a folder of its own, "
             f"and --out {word(folder)} goes on in that one"

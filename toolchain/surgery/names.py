@@ -114,8 +114,9 @@ def _made_smaller(state: Mapping[str, Tensor], wanted: Collection[str]) -> str:
     """What shows that blocks lost neurons, heads or rank: a linear that is two, or is not as wide as in other blocks; "" if nothing does."""
     shapes = dict[str, tuple[int, ...]]()
     for name, tensor in state.items():
-        if name.endswith(".down.weight") and name.replace(".down.", ".") in wanted:
-            return f"{name} instead of {name.replace('.down.', '.')}"
+        whole = name.replace(".down.", ".")
+        if name.endswith(".down.weight") and whole in wanted and whole not in state:
+            return f"{name} instead of {whole}"
         if found := BLOCK.search(name):
             usual = shapes.setdefault(name.replace(found[0], ".", 1), tuple(tensor.shape))
             if usual != tensor.shape:
