@@ -51,7 +51,7 @@ def test_targets_asks_the_devices_that_are_named(command, tmp_path):
     assert [rows[name]["available"] for name in ("board", "gone", "vault")] == [True, False, True]
     assert rows["board"]["runtime"].startswith("onnxruntime ")
     assert "Connection refused" in rows["gone"]["details"]["reason"]
-    assert rows["gone"]["install"] == "ssh gone true"
+    assert rows["gone"]["install"] == f"ssh -F {tmp_path}/ssh_config gone true"
     assert "board" in shown
 
 
