@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
 
 from toolchain.errors import TargetUnavailable
@@ -25,6 +26,20 @@ def imported(module: str, target: str, install: str) -> ModuleType:
         why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
         package = module.partition(".")[0]
         raise TargetUnavailable(target, f"the Python module {package} {why}", install) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library raised, with the kind of the error where it says too little alone."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    text, kind = lines[0].strip()[:200] if lines else "", type(error).__name__
+    return f"{kind} {text}".strip() if isinstance(error, LookupError | ArithmeticError) or not text else text
+
+
+def root(error: BaseException) -> BaseException:
+    """The error that caused all others: torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def last_line(text: str) -> str:

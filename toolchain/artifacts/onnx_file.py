@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,9 +52,9 @@ class Declaring(Artifact):
     """A file whose metadata says how images become its input, and what its outputs are."""
 
     @property
+    @abstractmethod
     def metadata(self) -> dict[str, str]:
         """Its metadata."""
-        raise NotImplementedError
 
     @cached_property
     def preprocess(self) -> Preprocess | None:

@@ -24,10 +24,10 @@ from toolchain.compress.sensitivity import Teacher
 from toolchain.compress.solver import Candidate, ladder
 from toolchain.errors import ModelError
 from toolchain.families import Branch, Step
+from toolchain.foreign import first_line
 from toolchain.likelihood import divergence_by_image, outputs_of, parts_of
 from toolchain.progress import SILENT, Progress
 from toolchain.surgery.factorised import replace_module
-from toolchain.surgery.replay import first_line
 from toolchain.surgery.scales import fold_scales
 
 WAY_ROUNDING = 1e-3

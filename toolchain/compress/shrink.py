@@ -26,6 +26,7 @@ from toolchain.defaults import PARAMS
 from toolchain.errors import BudgetError, DataError, ModelError
 from toolchain.families import Family, Layered, adapt, family_of
 from toolchain.families.blocks import linear
+from toolchain.foreign import first_line
 from toolchain.likelihood import outputs_of, parts_of
 from toolchain.model import DeployModel, MaskedModel, Preprocess, TimmModel, run_stage
 from toolchain.outputs import FEATURES, WORDS, Output, output_of
@@ -35,7 +36,6 @@ from toolchain.recipe import ALIGN, BudgetSection, CompressSection
 from toolchain.settings import explain, share_of
 from toolchain.surgery.layers import as_layered
 from toolchain.surgery.projection import projects
-from toolchain.surgery.replay import first_line
 from toolchain.surgery.slice import Slice
 from toolchain.surgery.split import Split
 from toolchain.training.evaluate import judged

@@ -15,9 +15,9 @@ from toolchain.artifacts import Artifact, open_artifact
 from toolchain.artifacts.inputs import resolved
 from toolchain.errors import ArtifactError, DataError, OutputsUnfit, RecipeError, SlimvitError
 from toolchain.export.calls import Array, Outputs, stack_images, step_of, tensor_call
-from toolchain.export.onnx_graph import first_line
 from toolchain.export.precision import opened_artifact
 from toolchain.export.preparation import Preparation, prepared, resized_source
+from toolchain.foreign import first_line
 from toolchain.model import Preprocess
 from toolchain.outputs import FEATURES, LAYER, WORDS, label_classes, output_of
 from toolchain.training.evaluate import Accuracy, accuracy
@@ -278,7 +278,7 @@ def _explained(run: Outputs, artifact: Artifact, choose: Callable[[dict[str, Arr
             raise
         except Exception as error:  # every runtime raises its own
             raise ArtifactError(
-                f"{artifact.path} cannot run on images {list(images.shape)}: {type(error).__name__}: {first_line(error)}"
+                f"{artifact.path} cannot run on images {list(images.shape)}: {first_line(error)}"
             ) from error
 
     return call

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from toolchain.export.large import KEPT_BYTES, detached, is_large, module_bytes,
 from toolchain.export.scratch import folder_beside
 from toolchain.export.selection import selected_early
 from toolchain.families.constants import constants
+from toolchain.foreign import first_line, root
 from toolchain.model import BATCH, IMAGE
 from toolchain.outputs import LOGITS
 from toolchain.parity import RANK
@@ -208,7 +208,7 @@ def _from_torch(plain: nn.Module, asked: Asked, folder: Path | None = None) -> o
                 verbose=False,
             )
     except Exception as error:  # its own errors, and whatever torch makes of a model on the way
-        raise ArtifactError(f"torch cannot export {type(plain).__name__} to ONNX: {first_line(error)}") from error
+        raise ArtifactError(f"torch cannot export {type(plain).__name__} to ONNX: {first_line(root(error))}") from error
     if program is None:  # only in torch's old exporter
         raise ArtifactError(f"torch exported nothing for {type(plain).__name__}")
     if folder is None:
@@ -236,7 +236,7 @@ def _simplified(exported: onnx.ModelProto, asked: Asked, linears: Counter[tuple[
     try:
         graph, checked = onnxsim.simplify(exported)
     except Exception as error:
-        raise ArtifactError(f"onnxsim failed: {first_line(error)}") from error
+        raise ArtifactError(f"onnxsim failed: {first_line(root(error))}") from error
     if not checked:
         raise ArtifactError("onnxsim's own check failed")
     strip(graph)
@@ -273,7 +273,7 @@ def _fault(model: onnx.ModelProto, asked: Asked, linears: Counter[tuple[int, int
         try:
             onnx.checker.check_model(model, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            return f"is not valid ONNX: {first_line(error)}"
+            return f"is not valid ONNX: {first_line(root(error))}"
     return None
 
 
@@ -382,11 +382,3 @@ def census(model: onnx.ModelProto) -> dict[str, int]:
 
 def _show(shapes: Counter[tuple[int, int]]) -> str:
     return ", ".join(f"{shape} ×{count}" for shape, count in sorted(shapes.items())) or "none"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of the error that caused all others: torch wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
@@ -32,9 +33,9 @@ class Sampled(Record):
     sessions: tuple[Session, ...]
 
     @property
+    @abstractmethod
     def control(self) -> Interval:
         """ln(A'/A), the same file twice: what the protocol sees where there is nothing to see."""
-        raise NotImplementedError
 
     @property
     def tau_min(self) -> float:
@@ -72,13 +73,13 @@ class Sampled(Record):
         return {"environment": self.environment, **stored.sealed(self.model_dump(mode="json", by_alias=True))}
 
     @property
+    @abstractmethod
     def headline(self) -> str:
         """The result in one line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_dict(self) -> dict[str, object]:
         """Its JSON object: the statistics and, under `raw`, what they follow from."""
-        raise NotImplementedError
 
     @classmethod
     def parsed(cls, text: str) -> Self:

@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -229,7 +230,7 @@ class OrtRunner:
         return time_calls_ns(functools.partial(self._session.run, None), feeds, samples)
 
 
-class FixedBatches:
+class FixedBatches(ABC):
     """A file that takes some batches alone: `calls` has what runs each, `shapes` the inputs of each by name; a subclass fills both."""
 
     def __init__(self, path: str, threads: int) -> None:
@@ -244,9 +245,9 @@ class FixedBatches:
     def __exit__(self, *_: object) -> None:
         self.calls, self.shapes = {}, {}
 
+    @abstractmethod
     def _load(self) -> None:
         """Opens the file."""
-        raise NotImplementedError
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         """Output name → array for one call; a batch that the file does not take goes through smaller ones."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from toolchain.errors import ArtifactError, ModelError
 from toolchain.families import Family
 from toolchain.families.narrow import NarrowParallel
+from toolchain.foreign import first_line
 from toolchain.surgery.anatomy import Anatomy, anatomy, by, differences, is_square
 from toolchain.surgery.names import PRETRAINING
 from toolchain.surgery.origin import Fitted, Origin, left_out, some
@@ -81,8 +82,8 @@ def fitted(tensors: Mapping[str, Tensor], module: nn.Module, family: Family, ori
             state = family.convert_checkpoint(tensors, _AsStored(module, kernel))  # type: ignore[arg-type]
         stored, model = anatomy(state), anatomy(module.state_dict())
     except Exception as error:  # tensors of unexpected shapes make timm's conversions fail in any way there is
-        reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}".strip()
-        text = f"{origin.what} {origin.word('does')} not fit the model: the tensors cannot be converted ({reason})"
+        why = first_line(error)
+        text = f"{origin.what} {origin.word('does')} not fit the model: the tensors cannot be converted ({why})"
         raise ArtifactError(text) from error
     grid = _grid(module) if model.positions else (0, 0)
     if (embeds := _embeds_tokens(stored, model, grid, origin)) is not None:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from toolchain.errors import ModelError, StorageError, fault_words
+from toolchain.foreign import first_line
 from toolchain.outputs import Output
 from toolchain.places import HUB, HUB_URL, LOCAL, model_source
 from toolchain.plan import ModelRef
@@ -28,7 +29,6 @@ from toolchain.surgery.checkpoint import Checkpoint, checkpoint_facts, read_chec
 from toolchain.surgery.huggingface.folder import INDEX, WHOLE, Folder, is_folder
 from toolchain.surgery.huggingface.processor import PROCESSORS
 from toolchain.surgery.refusals import refusal
-from toolchain.surgery.replay import first_line
 
 CONFIG = "config.json"
 WEIGHTS = (

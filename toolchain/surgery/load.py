@@ -17,6 +17,7 @@ from torch import nn
 from toolchain.errors import ModelError
 from toolchain.families import Family, family_of
 from toolchain.families.layered import LayeredFamily
+from toolchain.foreign import first_line
 from toolchain.outputs import CLASS_NAMES, KWARGS, WORDS, Output
 from toolchain.plan import ModelRef
 from toolchain.recipe import ModelSection
@@ -31,7 +32,7 @@ from toolchain.surgery.names import check_names, without_classifier
 from toolchain.surgery.origin import Origin
 from toolchain.surgery.pretrained import check_classes, config_of, load_pretrained
 from toolchain.surgery.projection import projection_note, projects
-from toolchain.surgery.replay import create_dense, first_line
+from toolchain.surgery.replay import create_dense
 from toolchain.surgery.resampling import TIMM
 from toolchain.surgery.trained import FREE, Trained
 

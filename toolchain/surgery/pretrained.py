@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from toolchain.errors import ModelError, SlimvitError
 from toolchain.families import Family
+from toolchain.foreign import first_line
 from toolchain.surgery.anatomy import by, differences, remedy
 from toolchain.surgery.fit import fitted
 from toolchain.surgery.hub import Source, local_weights
 from toolchain.surgery.names import CLASSIFIERS, check_names, keywords, without_classifier
 from toolchain.surgery.origin import Fitted, Origin, left_out, some
 from toolchain.surgery.refusals import refusal
-from toolchain.surgery.replay import first_line
 from toolchain.surgery.resampling import FLEXIBLE, TIMM
 
 PRETRAINED = "the pretrained weights"

@@ -15,6 +15,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from toolchain.foreign import first_line
+
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 """How a client of the hub gets a token."""
 
@@ -64,8 +66,7 @@ def refusal(error: Exception, place: str, right: str = "read") -> str:
         error, JSONDecodeError | UnicodeError
     ):  # of the client, or of what it asked the hub about, such as a card
         return f"the hub does not {verb} {place}: {_joined(str(error)) or type(error).__name__}. Change what is refused, and try again"
-    line = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    return f"the hub does not {verb} {place}: {line}. Check the name and the network"
+    return f"the hub does not {verb} {place}: {first_line(error).rstrip('.')}. Check the name and the network"
 
 
 def _said(error: Exception) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from toolchain.errors import ArtifactError, ModelError, StorageError
 from toolchain.families import FAMILIES, adapt, family_of
 from toolchain.files import atomic_folder, sha256
+from toolchain.foreign import first_line
 from toolchain.model import (
     MODEL_FILES,
     AnyModel,
@@ -64,16 +65,6 @@ def create_dense(ref: ModelRef, *, config: Mapping[str, object] | None = None) -
     if ref.layers:
         read_layers(module, family_of(module, ref.name), ref.layers)
     return module.eval()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what a library raised, with the kind of the error where it says too little alone."""
-    text = str(error).strip().partition("\n")[0][:200]
-    return (
-        f"{type(error).__name__} {text}".strip()
-        if isinstance(error, LookupError | ArithmeticError) or not text
-        else text
-    )
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:

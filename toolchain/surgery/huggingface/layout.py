@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor
 
 from toolchain.errors import ArtifactError, ModelError
+from toolchain.foreign import first_line
 from toolchain.outputs import Output
 from toolchain.records import place_and_fault
 from toolchain.settings import Positive
@@ -173,8 +174,9 @@ class Layout(ABC, Generic[C]):
             renamed = convert(tensors, self.rules)
             return Converted(self.finished(renamed.state, config), renamed.left_out)
         except (RuntimeError, LookupError, ValueError) as error:  # tensors of unexpected shapes
-            reason = f"{type(error).__name__} {str(error).partition(chr(10))[0]}"
-            raise ArtifactError(f"its tensors are not those of model_type {self.name!r}: {reason}") from error
+            raise ArtifactError(
+                f"its tensors are not those of model_type {self.name!r}: {first_line(error)}"
+            ) from error
 
     @abstractmethod
     def finished(self, state: dict[str, Tensor], config: C) -> dict[str, Tensor]:
